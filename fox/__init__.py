@@ -1,0 +1,1 @@
+"""The Forgetting Transformer (FoX): softmax attention with a forget gate."""
