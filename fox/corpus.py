@@ -1,0 +1,206 @@
+"""Documents to learn from: Python's own standard library, the user's files, or a dataset."""
+
+import hashlib
+import json
+import os
+import sysconfig
+import tokenize
+from collections.abc import Iterable, Iterator, Sequence
+from glob import glob, has_magic
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
+
+# Tests, vendored packages and tables are not prose a model should spend its tokens on; two of the
+# tables (_sysconfigdata, config-*) also differ from machine to machine.
+EXCLUDED_FOLDERS = {
+    *("test", "tests", "idle_test", "idlelib", "lib2to3", "turtledemo"),
+    *("encodings", "pydoc_data", "site-packages", "dist-packages", "__pycache__"),
+}
+GENERATED = ("_sysconfigdata", "config-", "html/entities.py", "keyword.py", "token.py")
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+
+
+class Document(NamedTuple):
+    """One text with a name that stays the same wherever the corpus lies."""
+
+    name: str
+    text: str
+
+
+def is_held_out(name: str) -> bool:
+    """Whether the document of this name is kept for validation: sha256(name) mod 20 == 0."""
+    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % 20 == 0
+
+
+def standard_library() -> list[Document]:
+    """The modules of the running interpreter's standard library, sorted by name.
+
+    Returns:
+        Documents named by their POSIX path inside the library ("json/decoder.py"), without tests,
+        IDLE, installed packages and generated tables: about 450 documents, 9 MB.
+
+    Raises:
+        FileNotFoundError: this interpreter keeps no source files of its library.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    documents = []
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = set(subfolders) - EXCLUDED_FOLDERS  # never walk through site-packages
+        for path in (Path(folder, file) for file in files if file.endswith(".py")):
+            name = path.relative_to(root).as_posix()
+            if path.stat().st_size > 0 and not name.startswith(GENERATED):
+                with tokenize.open(path) as file:
+                    documents.append(Document(name, file.read()))
+    if not documents:
+        raise FileNotFoundError(
+            f"expected the source files of Python's standard library in {root}, but found none: "
+            "give text of your own with --data.files 'corpus/*.txt'"
+        )
+    return sorted(documents)
+
+
+def read_documents(
+    files: str | Sequence[str] | None = None,
+    dataset: str | None = None,
+    *,
+    text_field: str = "text",
+    subset: str | None = None,
+    split: str = "train",
+    streaming: bool = False,
+) -> Iterator[Document]:
+    """Documents from files, or from a dataset by name, or, with neither, the standard library.
+
+    Empty texts are passed over. A document's name is, for a .txt file, its path below the fixed
+    part of the pattern ('corpus/*.txt' gives 'a.txt'); for a row of a .jsonl or .parquet file,
+    that path and the row's number ('a.jsonl:0'); for a row of a dataset, 'train:0'.
+
+    Args:
+        files: glob patterns of .txt (one file is one document), .jsonl and .parquet files.
+        dataset: a name on the Hugging Face hub, or a folder, as `datasets.load_dataset` takes it.
+        text_field: the field that holds the text, in .jsonl, .parquet and datasets.
+        subset: the dataset's configuration, where it has several.
+        split: the dataset's split.
+        streaming: read the dataset while it arrives instead of downloading it first.
+
+    Raises:
+        FileNotFoundError: a pattern matches no file, or there is no such dataset.
+        ValueError: an unknown suffix, a missing field, a broken line, or no text at all.
+    """
+    if files and dataset:
+        raise ValueError(f"expected files or a dataset, but got both: {files} and {dataset}")
+    if files:
+        patterns = [files] if isinstance(files, str) else list(files)
+        documents = _from_files(patterns, text_field)
+        source = " ".join(patterns)
+    elif dataset:
+        documents = _from_dataset(dataset, subset, split, streaming, text_field)
+        source = f"{dataset}, split {split}"
+    else:
+        documents, source = iter(standard_library()), "the standard library"
+    return _not_empty((document for document in documents if document.text), source)
+
+
+def _not_empty(documents: Iterable[Document], source: str) -> Iterator[Document]:
+    empty = True
+    for document in documents:
+        empty = False
+        yield document
+    if empty:
+        raise ValueError(f"expected text in {source}, but the corpus is empty")
+
+
+def _from_files(patterns: list[str], text_field: str) -> Iterator[Document]:
+    for pattern in patterns:
+        paths = [path for path in sorted(glob(pattern, recursive=True)) if Path(path).is_file()]
+        if not paths:
+            raise FileNotFoundError(f"expected files that match {pattern!r}, but there are none")
+        for path in map(Path, paths):
+            name = path.relative_to(_fixed_folder(pattern)).as_posix()
+            if path.suffix == ".txt":
+                yield Document(name, _decoded(path))
+            elif path.suffix == ".jsonl":
+                yield from _from_rows(name, _json_lines(path), text_field)
+            elif path.suffix == ".parquet":
+                yield from _from_rows(name, _parquet_rows(path, text_field), text_field)
+            else:
+                raise ValueError(
+                    f"expected a file that ends in {', '.join(SUFFIXES)}, but got {path}"
+                )
+
+
+def _fixed_folder(pattern: str) -> PurePath:
+    """The folder before the pattern's first wildcard."""
+    folder = PurePath(pattern).parent
+    while has_magic(str(folder)):
+        folder = folder.parent
+    return folder
+
+
+def _decoded(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"expected UTF-8 text in {path}: {error}") from None
+
+
+def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:  # not JSON, or not UTF-8
+                raise ValueError(f"expected JSON in {path}, line {number}: {error}") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"expected a JSON object in {path}, line {number}, but got {row}")
+            yield row
+
+
+def _parquet_rows(path: Path, text_field: str) -> Iterator[dict[str, Any]]:
+    from pyarrow import ArrowInvalid
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        file = ParquetFile(path)
+    except ArrowInvalid as error:
+        raise ValueError(f"expected a parquet file in {path}: {error}") from None
+    with file:
+        _check_field(text_field, file.schema_arrow.names, str(path))
+        for batch in file.iter_batches(columns=[text_field]):
+            yield from batch.to_pylist()
+
+
+def _from_dataset(
+    dataset: str, subset: str | None, split: str, streaming: bool, text_field: str
+) -> Iterator[Document]:
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    try:
+        rows = load_dataset(dataset, subset, split=split, streaming=streaming)
+    except (DatasetNotFoundError, ConnectionError) as error:
+        raise FileNotFoundError(
+            f"expected a dataset named {dataset!r}, but: {str(error).splitlines()[0]}"
+        ) from None
+    yield from _from_rows(split, rows, text_field)
+
+
+def _from_rows(source: str, rows: Iterable[dict[str, Any]], text_field: str) -> Iterator[Document]:
+    for number, row in enumerate(rows):
+        _check_field(text_field, list(row), source)
+        text = row[text_field]
+        if not isinstance(text, str):
+            raise ValueError(
+                f"expected text in field {text_field!r} of {source}, row {number}, "
+                f"but got {type(text).__name__}"
+            )
+        yield Document(f"{source}:{number}", text)
+
+
+def _check_field(text_field: str, fields: Sequence[str], source: str) -> None:
+    if text_field not in fields:
+        raise ValueError(
+            f"expected a field {text_field!r} in {source}, but it has {', '.join(fields)}: "
+            "name the field with --data.text_field"
+        )
