@@ -89,9 +89,8 @@ def read_documents(
     if files and dataset:
         raise ValueError(f"expected files or a dataset, but got both: {files} and {dataset}")
     if files:
-        patterns = [files] if isinstance(files, str) else list(files)
-        documents = _from_files(patterns, text_field)
-        source = " ".join(patterns)
+        documents = _from_files(find_files(files), text_field)
+        source = files if isinstance(files, str) else " ".join(files)
     elif dataset:
         documents = _from_dataset(dataset, subset, split, streaming, text_field)
         source = f"{dataset}, split {split}"
@@ -109,23 +108,32 @@ def _not_empty(documents: Iterable[Document], source: str) -> Iterator[Document]
         raise ValueError(f"expected text in {source}, but the corpus is empty")
 
 
-def _from_files(patterns: list[str], text_field: str) -> Iterator[Document]:
-    for pattern in patterns:
-        paths = [path for path in sorted(glob(pattern, recursive=True)) if Path(path).is_file()]
+def find_files(patterns: str | Sequence[str]) -> dict[str, Path]:
+    """The files that glob patterns match, by the name that stays the same wherever they lie.
+
+    Raises:
+        FileNotFoundError: a pattern matches no file.
+    """
+    files = {}
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        paths = [path for path in map(Path, glob(pattern, recursive=True)) if path.is_file()]
         if not paths:
             raise FileNotFoundError(f"expected files that match {pattern!r}, but there are none")
-        for path in map(Path, paths):
-            name = path.relative_to(_fixed_folder(pattern)).as_posix()
-            if path.suffix == ".txt":
-                yield Document(name, _decoded(path))
-            elif path.suffix == ".jsonl":
-                yield from _from_rows(name, _json_lines(path), text_field)
-            elif path.suffix == ".parquet":
-                yield from _from_rows(name, _parquet_rows(path, text_field), text_field)
-            else:
-                raise ValueError(
-                    f"expected a file that ends in {', '.join(SUFFIXES)}, but got {path}"
-                )
+        fixed = _fixed_folder(pattern)
+        files |= {path.relative_to(fixed).as_posix(): path for path in sorted(paths)}
+    return files
+
+
+def _from_files(files: dict[str, Path], text_field: str) -> Iterator[Document]:
+    for name, path in files.items():
+        if path.suffix == ".txt":
+            yield Document(name, _decoded(path))
+        elif path.suffix == ".jsonl":
+            yield from _from_rows(name, _json_lines(path), text_field)
+        elif path.suffix == ".parquet":
+            yield from _from_rows(name, _parquet_rows(path, text_field), text_field)
+        else:
+            raise ValueError(f"expected a file that ends in {', '.join(SUFFIXES)}, but got {path}")
 
 
 def _fixed_folder(pattern: str) -> PurePath:

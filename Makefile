@@ -1,0 +1,42 @@
+# Two commands do everything on a fresh machine: make demo, make test. PYTHON chooses the interpreter.
+PYTHON ?= python3
+RUN := .venv/bin
+
+.PHONY: demo test check bench wheel clean
+
+.venv/installed: pyproject.toml setup.py constraints.txt
+	test -x $(RUN)/python || $(PYTHON) -m venv .venv
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,plots]'
+	touch $@
+
+demo: .venv/installed
+	$(RUN)/fox-train fit --config train/configs/demo.yaml
+	$(RUN)/fox-eval per-token-loss --checkpoint runs/demo/model --output runs/demo
+	$(RUN)/fox-eval needle --checkpoint runs/demo/model --output runs/demo
+	$(RUN)/fox-eval samples --checkpoint runs/demo/model --output runs/demo
+	$(RUN)/fox-eval recall --output runs/demo
+	$(RUN)/fox-eval summary runs/demo
+
+test: .venv/installed
+	$(RUN)/python -m pytest
+
+# Type checkers do not see the folder -> package mapping of an editable install, so the installed
+# shape is laid out in build/types.
+check: .venv/installed
+	$(RUN)/ruff format --check .
+	$(RUN)/ruff check .
+	rm -rf build/types && mkdir -p build/types/fox
+	ln -s $(CURDIR)/fox/* $(CURDIR)/kernels $(CURDIR)/train $(CURDIR)/eval build/types/fox
+	cd build/types && $(CURDIR)/$(RUN)/mypy --config-file $(CURDIR)/pyproject.toml -p fox
+
+bench: .venv/installed
+	$(RUN)/python benchmarks/attention_cpu.py
+	$(RUN)/python benchmarks/training_throughput.py
+
+# build/ is removed first: a module deleted from the sources would come back in the wheel.
+wheel: .venv/installed
+	rm -rf build dist
+	$(RUN)/python -m build
+
+clean:
+	rm -rf .venv build dist runs *.egg-info

@@ -1,0 +1,355 @@
+"""The layers of a FoX block: norms, token shift, MLP and forgetting attention.
+
+Legend: B batch, T time, C width, H query heads, K key and value heads, D head size.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from fox.cache import LayerCache
+from fox.kernels import forgetting_attention, forgetting_attention_with_kvcache
+from fox.kernels.token_shift import token_shift
+
+QK_NORM_EPS = 1e-5
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps), times one scale per channel; statistics in float32."""
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C)."""
+        return F.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps).to(x.dtype)
+
+
+class HeadRMSNorm(nn.Module):
+    """RMSNorm over the channels of each head, with scales per head or shared by all heads."""
+
+    def __init__(self, num_heads: int, head_dim: int, eps: float, *, shared: bool = False) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(head_dim if shared else num_heads * head_dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, H, D) -> (B, T, H, D)."""
+        scale = self.weight.float().view(-1, self.head_dim)
+        return (F.rms_norm(x.float(), x.shape[-1:], eps=self.eps) * scale).to(x.dtype)
+
+    def largest_norm(self) -> Tensor:
+        """(H,), or (1,) if shared: no vector that leaves this norm is longer."""
+        largest_scale = self.weight.detach().float().view(-1, self.head_dim).abs().amax(-1)
+        return largest_scale * math.sqrt(self.head_dim)
+
+
+class TokenShiftLinear(nn.Module):
+    """A projection to heads whose rows are mixed with the row before them."""
+
+    def __init__(self, dim: int, num_heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.linear = nn.Linear(dim, num_heads * head_dim, bias=False)
+        self.shift_proj = nn.Linear(dim, num_heads, bias=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        state: Tensor | None = None,
+        starts: Tensor | None = None,
+        padding: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """(B, T, C) -> (B, T, H, D) and the state (B, H, D) for the next chunk.
+
+        `starts` (B, T) is True where a document begins, `padding` (B, T) where there is no token.
+        """
+        y = rearrange(self.linear(x), "B T (H D) -> B T H D", H=self.num_heads)
+        if padding is not None:
+            y = y.masked_fill(padding[:, :, None, None], 0)
+        alpha = torch.sigmoid(linear_float32(x, self.shift_proj))
+        return token_shift(y, alpha, state, starts)
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward layer, down(act(gate(x)) * up(x)), without biases.
+
+    Gate and up are one matrix, the gate's rows first.
+    """
+
+    def __init__(
+        self, dim: int, hidden_dim: int, hidden_act: Literal["swish", "sigmoid"] = "swish"
+    ) -> None:
+        super().__init__()
+        self.activation = F.silu if hidden_act == "swish" else torch.sigmoid
+        self.gate_proj = nn.Linear(dim, 2 * hidden_dim, bias=False)
+        self.down_proj = nn.Linear(hidden_dim, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        gate, up = self.gate_proj(x).chunk(2, dim=-1)
+        return self.down_proj(self.activation(gate) * up)
+
+
+class ForgettingAttention(nn.Module):
+    """Multi-head attention with a forget gate; with the Pro block's parts where switched on.
+
+    q, k, v = W x; k and v token-shifted; q and k normalised and rotated; then
+    out = W_o (ogate_act(W_g x) * norm(forgetting_attention(q, k, v, logsigmoid(W_f x + b_f)))).
+    The parts that are off are left out. The arguments mean what they mean in FoxConfig; all
+    projections are without bias but the forget gate's.
+
+    Raises:
+        ValueError: the document starts, the padding or the cache do not fit the input.
+
+    Source: Lin et al., Forgetting Transformer, ICLR 2025, section 3.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        *,
+        fgate_type: Literal["full", "bias_only", "fixed", "none"] = "full",
+        decay_time_min: float | None = None,
+        decay_time_max: float | None = None,
+        use_rope: bool = False,
+        rope_base: float = 500000.0,
+        use_k_shift: bool = False,
+        use_v_shift: bool = False,
+        qk_norm: bool = False,
+        qk_norm_share_param_across_head: bool = False,
+        use_output_norm: bool = False,
+        use_output_gate: bool = False,
+        ogate_act: Literal["sigmoid", "silu"] = "sigmoid",
+        norm_eps: float = 1e-6,
+        log_pruning_tolerance: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.num_kv_heads = num_kv_heads or num_heads
+        self.head_dim = head_dim = hidden_size // num_heads
+        self.rope_base = rope_base if use_rope else None
+        self.log_pruning_tolerance = log_pruning_tolerance
+
+        kv_dim = self.num_kv_heads * head_dim
+        self.q_proj = nn.Linear(hidden_size, num_heads * head_dim, bias=False)
+        self.k_proj: nn.Module
+        self.v_proj: nn.Module
+        if use_k_shift:
+            self.k_proj = TokenShiftLinear(hidden_size, self.num_kv_heads, head_dim)
+        else:
+            self.k_proj = nn.Linear(hidden_size, kv_dim, bias=False)
+        if use_v_shift:
+            self.v_proj = TokenShiftLinear(hidden_size, self.num_kv_heads, head_dim)
+        else:
+            self.v_proj = nn.Linear(hidden_size, kv_dim, bias=False)
+        self.o_proj = nn.Linear(num_heads * head_dim, hidden_size, bias=False)
+
+        self.fgate_type = fgate_type
+        self.decay_times = (decay_time_min, decay_time_max)
+        if fgate_type == "full":
+            self.fgate_proj = nn.Linear(hidden_size, num_heads, bias=True)
+        elif fgate_type == "bias_only":
+            self.fgate_bias = nn.Parameter(torch.zeros(num_heads))
+        elif fgate_type == "fixed":
+            self.register_buffer("fgate_bias", torch.zeros(num_heads))
+        self.reset_fgate_bias()
+
+        self.q_norm: HeadRMSNorm | None = None
+        self.k_norm: HeadRMSNorm | None = None
+        if qk_norm:
+            shared = qk_norm_share_param_across_head
+            self.q_norm = HeadRMSNorm(num_heads, head_dim, QK_NORM_EPS, shared=shared)
+            self.k_norm = HeadRMSNorm(self.num_kv_heads, head_dim, QK_NORM_EPS, shared=shared)
+        self.output_norm = HeadRMSNorm(num_heads, head_dim, norm_eps) if use_output_norm else None
+        self.ogate_proj: nn.Linear | None = None
+        if use_output_gate:
+            self.ogate_proj = nn.Linear(hidden_size, num_heads * head_dim, bias=False)
+        self.ogate_activation = torch.sigmoid if ogate_act == "sigmoid" else F.silu
+
+    @torch.no_grad()
+    def reset_fgate_bias(self) -> None:
+        """Spreads the time constants evenly in their logarithm; biases 0 without decay times."""
+        shortest, longest = self.decay_times
+        if self.fgate_type == "none":
+            return
+        bias = self.fgate_proj.bias if self.fgate_type == "full" else self.fgate_bias
+        bias.zero_()
+        if shortest is not None and longest is not None:
+            tokens = torch.linspace(math.log(shortest), math.log(longest), self.num_heads).exp()
+            bias.copy_(-torch.log(torch.expm1(1 / tokens)))
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        seq_start: Tensor | None = None,
+        document_starts: Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """(B, T, C) -> (B, T, C).
+
+        Args:
+            x: (B, T, C), normalised by the block.
+            seq_start: (B,) int, the number of padding tokens on the left of each row, counted from
+                the first token of the sequence.
+            document_starts: (B, T) bool, True at the first token of each document; attention and
+                token shift do not reach across.
+            cache: decode state; x continues its tokens, and it is updated in place.
+        """
+        past = cache.length if cache is not None else 0
+        padding = None
+        if seq_start is not None:
+            position = torch.arange(past, past + x.shape[1], device=x.device)
+            padding = position < seq_start[:, None]
+
+        q = rearrange(self.q_proj(x), "B T (H D) -> B T H D", D=self.head_dim)
+        k, k_shift = self._project(
+            self.k_proj, x, cache and cache.k_shift, document_starts, padding
+        )
+        v, v_shift = self._project(
+            self.v_proj, x, cache and cache.v_shift, document_starts, padding
+        )
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.rope_base is not None:
+            position = torch.arange(past, past + x.shape[1], device=x.device)[None]
+            if seq_start is not None:
+                position = (position - seq_start[:, None]).clamp(min=0)
+            q, k = rotate(q, position, self.rope_base), rotate(k, position, self.rope_base)
+
+        log_f = self.log_gates(x)
+        if document_starts is not None:
+            log_f = torch.zeros(q.shape[:3], device=x.device) if log_f is None else log_f
+            log_f = log_f.masked_fill(document_starts[:, :, None], -math.inf)
+        if cache is not None:
+            out = self._decode(q, k, v, log_f, seq_start, cache)
+            cache.k_shift, cache.v_shift = k_shift, v_shift
+        else:
+            out = self._attend(q, k, v, log_f, seq_start)
+
+        if self.output_norm is not None:
+            out = self.output_norm(out)
+        out = rearrange(out, "B T H D -> B T (H D)")
+        if self.ogate_proj is not None:
+            out = out * self.ogate_activation(self.ogate_proj(x))
+        return self.o_proj(out)
+
+    def log_gates(self, x: Tensor) -> Tensor | None:
+        """(B, T, C) -> log f (B, T, H) float32; None without gates."""
+        if self.fgate_type == "none":
+            return None
+        if self.fgate_type == "full":
+            # float32 from the projection on: a 16-bit logit near 10 is a multiple of 1/16, which
+            # changes the time constant of a long-memory head by 6 % from one step to the next.
+            return F.logsigmoid(linear_float32(x, self.fgate_proj))
+        return F.logsigmoid(self.fgate_bias.float()).expand(*x.shape[:2], -1)
+
+    def _project(
+        self,
+        projection: nn.Module,
+        x: Tensor,
+        state: Tensor | None,
+        starts: Tensor | None,
+        padding: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        if isinstance(projection, TokenShiftLinear):
+            return projection(x, state, starts, padding)
+        return rearrange(projection(x), "B T (H D) -> B T H D", D=self.head_dim), None
+
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, log_f: Tensor | None, seq_start: Tensor | None
+    ) -> Tensor:
+        if log_f is None and seq_start is None:
+            q, k, v = (rearrange(part, "B T H D -> B H T D") for part in (q, k, v))
+            grouped = self.num_kv_heads != self.num_heads
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+            return rearrange(out, "B H T D -> B T H D")
+        if log_f is None:
+            log_f = torch.zeros(q.shape[:3], device=q.device)
+        return forgetting_attention(
+            q,
+            k,
+            v,
+            log_f,
+            seq_start=seq_start,
+            log_pruning_tolerance=self.log_pruning_tolerance,
+            logit_bound=self.logit_bound(),
+        )
+
+    def _decode(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        log_f: Tensor | None,
+        seq_start: Tensor | None,
+        cache: LayerCache,
+    ) -> Tensor:
+        if log_f is None:
+            log_f = torch.zeros(q.shape[:3], device=q.device)
+        cache.reserve(k.shape[1])
+        out = forgetting_attention_with_kvcache(
+            q,
+            cache.k,
+            cache.v,
+            cache.lambda_,
+            k,
+            v,
+            log_f,
+            cache.length,
+            seq_start=seq_start,
+            log_pruning_tolerance=self.log_pruning_tolerance,
+            logit_bound=self.logit_bound(),
+        )
+        cache.length += k.shape[1]
+        return out
+
+    def logit_bound(self) -> Tensor | None:
+        """(H,), an upper bound of |<q, k>| / sqrt(D) from the QK-norm's scales; None without it."""
+        if self.q_norm is None or self.k_norm is None or self.log_pruning_tolerance is None:
+            return None
+        group = self.num_heads // self.num_kv_heads
+        q_norm, k_norm = self.q_norm.largest_norm(), self.k_norm.largest_norm()
+        if k_norm.numel() > 1:
+            k_norm = k_norm.repeat_interleave(group)
+        # The margin covers the rounding of q and k to bfloat16, the coarsest input.
+        return (q_norm * k_norm / math.sqrt(self.head_dim) * (1 + 2**-7)).expand(self.num_heads)
+
+
+def linear_float32(x: Tensor, layer: nn.Linear) -> Tensor:
+    """The layer in float32, whatever the dtype of its weights, its input or autocast."""
+    with torch.autocast(x.device.type, enabled=False):
+        bias = layer.bias if layer.bias is None else layer.bias.float()
+        return F.linear(x.float(), layer.weight.float(), bias)
+
+
+def rotate(x: Tensor, position: Tensor, base: float) -> Tensor:
+    """Rotary position embedding of the pairs (x_r, x_{r + D/2}) by position * base^(-2r/D).
+
+    Args:
+        x: (B, T, H, D).
+        position: (B, T) or (1, T), whole numbers.
+        base: the angle's base.
+
+    Returns:
+        (B, T, H, D) in the dtype of x.
+
+    Source: Su et al., RoFormer, 2021, in the half-split layout.
+    """
+    half = x.shape[-1] // 2
+    frequency = base ** (-torch.arange(half, device=x.device, dtype=torch.float32) / half)
+    angle = position[:, :, None, None].float() * frequency  # (B, T, 1, D/2)
+    cos, sin = angle.cos(), angle.sin()
+    first, second = x.float().chunk(2, dim=-1)
+    rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return rotated.to(x.dtype)

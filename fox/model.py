@@ -1,0 +1,306 @@
+"""FoX and Transformer language models, LLaMA and Pro.
+
+Legend: B batch, T time, C width, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fox.cache import FoxCache
+from fox.config import FoxConfig
+from fox.generation import generate
+from fox.layers import ForgettingAttention, HeadRMSNorm, LayerCache, RMSNorm, SwiGLU
+
+
+@dataclass
+class CausalLMOutput:
+    """What FoxForCausalLM returns.
+
+    Attributes:
+        logits: (B, T, V), of the next token.
+        loss: scalar, or (B, T) unreduced; float32; None without labels.
+        cache: the cache that was passed in, updated; None without.
+    """
+
+    logits: Tensor
+    loss: Tensor | None = None
+    cache: FoxCache | None = None
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, config: FoxConfig) -> None:
+        super().__init__()
+        self.attn_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.attn = ForgettingAttention(
+            config.hidden_size,
+            config.num_heads,
+            config.num_kv_heads,
+            fgate_type=config.fgate_type,
+            decay_time_min=config.decay_time_min,
+            decay_time_max=config.decay_time_max,
+            use_rope=config.use_rope,
+            rope_base=config.rope_base,
+            use_k_shift=config.use_k_shift,
+            use_v_shift=config.use_v_shift,
+            qk_norm=config.qk_norm,
+            qk_norm_share_param_across_head=config.qk_norm_share_param_across_head,
+            use_output_norm=config.use_output_norm,
+            use_output_gate=config.use_output_gate,
+            ogate_act=config.ogate_act,
+            norm_eps=config.norm_eps,
+            log_pruning_tolerance=config.log_pruning_tolerance,
+        )
+        self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.mlp = SwiGLU(config.hidden_size, config.mlp_dim, config.hidden_act)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        seq_start: Tensor | None = None,
+        document_starts: Tensor | None = None,
+        cache: LayerCache | None = None,
+    ) -> Tensor:
+        """(B, T, C) -> (B, T, C); the arguments are ForgettingAttention's."""
+        x = x + self.attn(
+            self.attn_norm(x), seq_start=seq_start, document_starts=document_starts, cache=cache
+        )
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class FoxModel(nn.Module):
+    """Token ids to features: embedding, blocks and the last norm."""
+
+    def __init__(self, config: FoxConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws every matrix from N(0, initializer_range); norms 1, biases by the decay times."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=self.config.initializer_range)
+            elif isinstance(module, RMSNorm | HeadRMSNorm):
+                nn.init.ones_(module.weight)
+            elif isinstance(module, ForgettingAttention):
+                module.reset_fgate_bias()
+        if self.config.pad_token_id is not None:
+            with torch.no_grad():
+                self.embeddings.weight[self.config.pad_token_id] = 0
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        *,
+        attention_mask: Tensor | None = None,
+        document_starts: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        cache: FoxCache | None = None,
+    ) -> Tensor:
+        """(B, T) ids -> (B, T, C) features.
+
+        Args:
+            input_ids: (B, T) int64.
+            attention_mask: (B, T), 1 for tokens and 0 for padding, which may stand on the left of a
+                row, and on the right where there is no cache. Outputs at padding are arbitrary.
+            document_starts: (B, T) bool, True at the first token of each packed document: attention
+                and token shift do not reach across.
+            cu_seqlens: (S + 1,) int, for one flat row (1, T): where documents begin, and T.
+            cache: decode state; input_ids continue its text, and it is updated in place.
+
+        Raises:
+            ValueError: shapes do not fit, or the padding cannot be handled as asked.
+        """
+        if input_ids.dim() != 2 or input_ids.dtype not in (torch.int64, torch.int32):
+            raise ValueError(
+                "input_ids must be whole numbers of shape (B, T), "
+                f"but got {input_ids.dtype} of shape {tuple(input_ids.shape)}"
+            )
+        if cu_seqlens is not None:
+            if document_starts is not None or input_ids.shape[0] != 1:
+                raise ValueError(
+                    "cu_seqlens is for one flat row (1, T) and instead of document_starts, "
+                    f"but got input_ids {tuple(input_ids.shape)}"
+                )
+            T = input_ids.shape[1]
+            document_starts = torch.zeros(1, T + 1, dtype=torch.bool, device=input_ids.device)
+            document_starts[0, cu_seqlens[:-1].long()] = True
+            document_starts = document_starts[:, :T]  # an empty last document begins at T
+        if document_starts is not None and document_starts.shape != input_ids.shape:
+            raise ValueError(
+                f"document_starts must have the shape of input_ids, {tuple(input_ids.shape)}, "
+                f"but got {tuple(document_starts.shape)}"
+            )
+        if cache is not None and cache.batch_size != input_ids.shape[0]:
+            raise ValueError(
+                f"the cache was made for {cache.batch_size} rows, but input_ids has "
+                f"{input_ids.shape[0]}; make one with model.new_cache({input_ids.shape[0]})"
+            )
+        seq_start = None
+        if attention_mask is not None:
+            seq_start = left_padding(attention_mask, input_ids, cache)
+        if cache is not None:
+            if seq_start is not None:
+                cache.seq_start = seq_start
+            seq_start = cache.seq_start
+        x = self.embeddings(input_ids)
+        for i, layer in enumerate(self.layers):
+            x = layer(
+                x,
+                seq_start=seq_start,
+                document_starts=document_starts,
+                cache=None if cache is None else cache.layers[i],
+            )
+        return self.norm(x)
+
+
+class FoxForCausalLM(nn.Module):
+    """FoxModel and the projection to the vocabulary.
+
+    Args:
+        config: the model's shape and parts.
+
+    Example:
+        >>> model = FoxForCausalLM(FoxConfig.preset("fox-pro-125m"))
+        >>> loss = model(input_ids, labels=input_ids).loss
+    """
+
+    def __init__(self, config: FoxConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = FoxModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        nn.init.normal_(self.lm_head.weight, std=config.initializer_range)
+        self.tie_weights()
+
+    def tie_weights(self) -> None:
+        """Makes the output matrix the embedding where the config says so."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embeddings.weight
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        document_starts: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        cache: FoxCache | None = None,
+        *,
+        shift_labels: bool = True,
+        reduction: Literal["mean", "none"] = "mean",
+    ) -> CausalLMOutput:
+        """Logits of the next token, and the loss if there are labels.
+
+        Args:
+            input_ids, attention_mask, document_starts, cu_seqlens, cache: as FoxModel.forward.
+            labels: (B, T) int64; -100 is not counted.
+            shift_labels: labels[t] is the id at t and is predicted from t - 1 (labels=input_ids);
+                False: labels[t] is what position t shall predict.
+            reduction: "mean" over the counted positions, or "none": (B, T), where entry t belongs
+                to the prediction made at t and is 0 if not counted.
+        """
+        features = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            document_starts=document_starts,
+            cu_seqlens=cu_seqlens,
+            cache=cache,
+        )
+        logits = self.lm_head(features)
+        if labels is None:
+            return CausalLMOutput(logits, cache=cache)
+        if labels.shape != input_ids.shape:
+            raise ValueError(
+                f"labels must have the shape of input_ids, {tuple(input_ids.shape)}, "
+                f"but got {tuple(labels.shape)}"
+            )
+        if shift_labels:
+            labels = F.pad(labels[:, 1:], (0, 1), value=-100)
+        loss = F.cross_entropy(
+            logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction=reduction
+        )
+        if reduction == "none":
+            loss = loss.view(labels.shape)
+        return CausalLMOutput(logits, loss, cache)
+
+    def new_cache(self, batch_size: int, dtype: torch.dtype | None = None) -> FoxCache:
+        """An empty decode state, of the weights' dtype if None; under autocast pass its dtype."""
+        weight = self.model.embeddings.weight
+        return FoxCache(self.config, batch_size, dtype=dtype or weight.dtype, device=weight.device)
+
+    def generate(
+        self,
+        input_ids: Tensor,
+        max_new_tokens: int,
+        *,
+        attention_mask: Tensor | None = None,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        stop_token_ids: Sequence[int] = (),
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Continues each row; see fox.generation.generate."""
+        return generate(
+            self,
+            input_ids,
+            max_new_tokens,
+            attention_mask=attention_mask,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            stop_token_ids=stop_token_ids,
+            generator=generator,
+        )
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> "FoxForCausalLM":
+        """Reads config.json and model.safetensors, ours or the official repository's."""
+        from fox.checkpoints import read_folder  # checkpoints builds models, so it imports us
+
+        return read_folder(Path(folder))
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes config.json and model.safetensors."""
+        from fox.checkpoints import write_folder
+
+        write_folder(self, Path(folder))
+
+
+def left_padding(attention_mask: Tensor, input_ids: Tensor, cache: FoxCache | None) -> Tensor:
+    """(B,) int64, the number of zeros that a mask begins with; raises if it is no padding."""
+    if cache is not None and cache.length:
+        raise ValueError(
+            "the cache already holds the padding of its prompt: pass attention_mask with the "
+            "first chunk only"
+        )
+    if attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask must have the shape of input_ids, {tuple(input_ids.shape)}, "
+            f"but got {tuple(attention_mask.shape)}"
+        )
+    mask = attention_mask.bool()
+    start = mask.int().argmax(-1)
+    start = torch.where(mask.any(-1), start, mask.shape[1])
+    end = start + mask.sum(-1)
+    position = torch.arange(mask.shape[1], device=mask.device)
+    if not torch.equal(mask, (position >= start[:, None]) & (position < end[:, None])):
+        raise ValueError("attention_mask must be one run of ones in each row, but it has holes")
+    if cache is not None and bool((end < mask.shape[1]).any()):
+        raise ValueError(
+            "a cache cannot hold padding on the right of a prompt: pad the prompts on the left"
+        )
+    return start
