@@ -1,0 +1,13 @@
+"""Forgetting attention as tensors in, tensors out; open api.py first."""
+
+from fox.kernels.api import (
+    forgetting_attention,
+    forgetting_attention_varlen,
+    forgetting_attention_with_kvcache,
+)
+
+__all__ = [
+    "forgetting_attention",
+    "forgetting_attention_varlen",
+    "forgetting_attention_with_kvcache",
+]

@@ -1,0 +1,422 @@
+"""The public face of the kernels: what they mean, what they accept, which backend runs.
+
+Legend: B batch, T query rows, T_k keys, H query heads, H_kv key heads, D head size, S slots of a
+cache. Layouts are flash-attn's, and query rows align to the END of the keys: row i of T stands at
+position T_k - T + i.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from fox.kernels.blocked import blocked_attention, cached_attention
+from fox.kernels.gates import running_log_gates
+from fox.kernels.reference import reference_attention
+
+BACKENDS = ("reference", "blocked")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def forgetting_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_f: Tensor,
+    *,
+    softmax_scale: float | None = None,
+    seq_start: Tensor | None = None,
+    log_pruning_tolerance: float | None = None,
+    logit_bound: float | Tensor | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Causal softmax attention whose logits decay with every forget gate on the way.
+
+    out_i = sum_{j <= i} softmax_j(softmax_scale <q_i, k_j> + sum_{l = j+1..i} log f_l) v_j
+
+    Under autocast q, k and v go to the autocast dtype and log_f to float32; dot products and sums
+    are float32 (float64 for float64 inputs) whatever the dtype of q.
+
+    Args:
+        q: (B, T, H, D), T <= T_k. k, v: (B, T_k, H_kv, D), of q's dtype; H is a multiple of H_kv.
+        log_f: (B, T_k, H), or (B, T_k, H_kv) for gates shared by the heads of a group; natural log
+            of the gate in [0, 1], float32 or float64 (narrower is widened): 0 forgets nothing,
+            -inf forgets everything before this token. Values <= -1e4 count as -inf: such a reset
+            is exact and has gradient 0.
+        softmax_scale: factor on the dot products; 1 / sqrt(D) if None.
+        seq_start: (B,) integer in [0, T_k]: keys before it are invisible (left padding).
+        log_pruning_tolerance: ln of the largest total attention weight that pruning may drop from
+            a row, at most 0; None drops nothing.
+        logit_bound: upper bound of softmax_scale |<q_i, k_j>| for pruning, a float or a tensor of
+            shape (), (H,) or (B, H); if None, taken from the norms of q and k. Too small a value
+            voids the promise of log_pruning_tolerance.
+        return_lse: also return the log of the sum of exponentials that normalises each row.
+        backend: "blocked" (O(T) memory, any device) or "reference" (O(T T_k), the definition,
+            without pruning); "blocked" if None.
+
+    Returns:
+        out (B, T, H, D) in the dtype of q; with return_lse also lse (B, H, T), float32 (float64
+        for float64 inputs), differentiable. A row that sees no key has out 0 and lse -inf.
+
+    Raises:
+        ValueError: a shape, dtype or value is not as above, or the backend does not exist.
+        NotImplementedError: gradients of gradients are asked of "blocked".
+
+    Source: Lin et al., Forgetting Transformer, ICLR 2025, eq. 5-9; pruning: Lin et al., Adaptive
+    Computation Pruning for the Forgetting Transformer, 2025.
+    """
+    q, k, v, log_f = _autocast(q, k, v, log_f)
+    _check_heads(q, k, v, log_f, "(B, T, H, D)", 4)
+    B, T, H, D = q.shape
+    T_k = k.shape[1]
+    if k.shape[0] != B:
+        raise ValueError(f"k must have the batch size of q, B = {B}, but got {k.shape[0]}.")
+    if T > T_k:
+        raise ValueError(
+            f"q must have at most as many rows as there are keys, but got T = {T} > T_k = {T_k}. "
+            "Rows align to the end of the keys, so the first ones would see none."
+        )
+    if seq_start is not None:
+        _check_integers("seq_start", seq_start, (B,), q, highest=T_k)
+    scale = 1 / math.sqrt(D) if softmax_scale is None else softmax_scale
+    bound = _check_pruning(log_pruning_tolerance, logit_bound, B, H, q)
+    log_f = _per_query_head(log_f, H)
+
+    if _checked_backend(backend) == "reference":
+        out, lse = reference_attention(q, k, v, log_f, scale, seq_start)
+    else:
+        out, lse = blocked_attention(
+            q, k, v, log_f, scale, seq_start, None, None, log_pruning_tolerance, bound
+        )
+    out = out.to(q.dtype)
+    return (out, lse) if return_lse else out
+
+
+def forgetting_attention_varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_f: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    *,
+    softmax_scale: float | None = None,
+    log_pruning_tolerance: float | None = None,
+    logit_bound: float | Tensor | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Forgetting attention over sequences of different lengths laid end to end.
+
+    Each sequence s attends to itself alone, as forgetting_attention would on
+    q[cu_seqlens_q[s] : cu_seqlens_q[s + 1]] and k[cu_seqlens_k[s] : cu_seqlens_k[s + 1]].
+
+    Args:
+        q: (total_q, H, D). k, v: (total_k, H_kv, D). log_f: (total_k, H) or (total_k, H_kv).
+        cu_seqlens_q, cu_seqlens_k: (sequences + 1,) int32 or int64, rising from 0 to total_q and
+            total_k. A sequence may be empty, and may have more queries than keys: the first
+            ones then see nothing.
+        max_seqlen_q, max_seqlen_k: the largest lengths, as flash-attn asks for; at least those.
+        softmax_scale, log_pruning_tolerance, logit_bound, return_lse, backend: as in
+            forgetting_attention, with B = 1.
+
+    Returns:
+        out (total_q, H, D) in the dtype of q; with return_lse also lse (H, total_q), float32
+        (float64 for float64 inputs).
+
+    Raises:
+        ValueError: a shape, dtype or value is not as above, or the backend does not exist.
+        NotImplementedError: gradients of gradients are asked of "blocked".
+    """
+    q, k, v, log_f = _autocast(q, k, v, log_f)
+    _check_heads(q, k, v, log_f, "(total_q, H, D)", 3)
+    H, D = q.shape[1:]
+    sequences = cu_seqlens_q.shape[0] - 1
+    _check_cu_seqlens("q", cu_seqlens_q, sequences, q, max_seqlen_q)
+    _check_cu_seqlens("k", cu_seqlens_k, sequences, k, max_seqlen_k)
+    scale = 1 / math.sqrt(D) if softmax_scale is None else softmax_scale
+    bound = _check_pruning(log_pruning_tolerance, logit_bound, 1, H, q)
+    log_f = _per_query_head(log_f, H)
+
+    if _checked_backend(backend) == "reference":
+        out, lse = _reference_varlen(q, k, v, log_f, cu_seqlens_q, cu_seqlens_k, scale)
+    else:
+        inputs = (x.unsqueeze(0) for x in (q, k, v, log_f))
+        out, lse = blocked_attention(
+            *inputs, scale, None, cu_seqlens_q, cu_seqlens_k, log_pruning_tolerance, bound
+        )
+        out, lse = out.squeeze(0), lse.squeeze(0)
+    out = out.to(q.dtype)
+    return (out, lse) if return_lse else out
+
+
+@torch.no_grad()
+def forgetting_attention_with_kvcache(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    lambda_cache: Tensor,
+    k: Tensor | None = None,
+    v: Tensor | None = None,
+    log_f: Tensor | None = None,
+    cache_seqlens: int | Tensor | None = None,
+    *,
+    softmax_scale: float | None = None,
+    seq_start: Tensor | None = None,
+    log_pruning_tolerance: float | None = None,
+    logit_bound: float | Tensor | None = None,
+) -> Tensor:
+    """Append k, v and gates to a cache in place, then attend to all it holds: decoding.
+
+    The cache keeps running log gates, lambda_t = sum_{s <= t} log f_s, so that a step costs one
+    addition per head and no sum over the past. Nothing here has a gradient.
+
+    Args:
+        q: (B, T, H, D): row T - 1 stands at the last filled slot.
+        k_cache, v_cache: (B, S, H_kv, D), any float dtype; k and v are stored in it.
+        lambda_cache: (B, S, H) float64.
+        k, v: (B, T_new, H_kv, D), written behind the filled slots; None appends nothing.
+        log_f: (B, T_new, H) or (B, T_new, H_kv), given with k and v; as in forgetting_attention.
+        cache_seqlens: slots filled before the call, an int or a (B,) integer tensor. None: all S
+            (only if nothing is appended).
+        softmax_scale, log_pruning_tolerance, logit_bound: as in forgetting_attention.
+        seq_start: (B,) integer: slots before it are invisible, and their gates count as 0.
+
+    Returns:
+        (B, T, H, D) in the dtype of q.
+
+    Raises:
+        ValueError: a shape, dtype or value is not as above, or the cache is too short.
+    """
+    _check_heads(q, k_cache, v_cache, lambda_cache, "(B, T, H, D)", 4, cache=True)
+    B, T, H, D = q.shape
+    S = k_cache.shape[1]
+    if lambda_cache.dtype != torch.float64:
+        raise ValueError(f"lambda_cache must be float64, but got {lambda_cache.dtype}.")
+    if lambda_cache.shape[2] != H:
+        raise ValueError(
+            f"lambda_cache must have shape (B, S, H) = ({B}, {S}, {H}), "
+            f"but got {tuple(lambda_cache.shape)}."
+        )
+    if seq_start is not None:
+        _check_integers("seq_start", seq_start, (B,), q, highest=S)
+    lengths = _append(k_cache, v_cache, lambda_cache, k, v, log_f, cache_seqlens, seq_start, H)
+    if min(lengths, default=T) < T:
+        raise ValueError(
+            f"q must have at most as many rows as slots are filled, but got T = {T} > "
+            f"{min(lengths)}."
+        )
+    scale = 1 / math.sqrt(D) if softmax_scale is None else softmax_scale
+    bound = _check_pruning(log_pruning_tolerance, logit_bound, B, H, q)
+    return cached_attention(
+        q, k_cache, v_cache, lambda_cache, lengths, scale, seq_start, log_pruning_tolerance, bound
+    )
+
+
+def _append(
+    k_cache: Tensor,
+    v_cache: Tensor,
+    lambda_cache: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    log_f: Tensor | None,
+    cache_seqlens: int | Tensor | None,
+    seq_start: Tensor | None,
+    H: int,
+) -> list[int]:
+    """Write the new keys, values and running gates; return the filled slots of each row."""
+    B, S = k_cache.shape[:2]
+    if isinstance(cache_seqlens, Tensor):
+        _check_integers("cache_seqlens", cache_seqlens, (B,), k_cache, highest=S)
+        lengths = cache_seqlens.tolist()
+    else:
+        lengths = [S if cache_seqlens is None else cache_seqlens] * B
+    if k is None and v is None and log_f is None:
+        return lengths
+    if k is None or v is None or log_f is None:
+        given = [n for n, x in (("k", k), ("v", v), ("log_f", log_f)) if x is not None]
+        raise ValueError(f"k, v and log_f are appended together, but got only {given}.")
+    if cache_seqlens is None:
+        raise ValueError("cache_seqlens must say how many slots are filled when k is appended.")
+    T_new = k.shape[1]
+    _check_gates(log_f, k, H)
+    if k.shape != v.shape or k.shape != (B, T_new, *k_cache.shape[2:]):
+        raise ValueError(
+            f"k and v must have shape (B, T_new, H_kv, D) = ({B}, T_new, {k_cache.shape[2]}, "
+            f"{k_cache.shape[3]}) to fit the cache, but got {tuple(k.shape)} and {tuple(v.shape)}."
+        )
+    if max(lengths, default=0) + T_new > S:
+        raise ValueError(
+            f"the cache has S = {S} slots, but {max(lengths)} filled and {T_new} new tokens need "
+            f"{max(lengths) + T_new}. Build a longer cache."
+        )
+    log_f = _per_query_head(log_f, H)
+    same = len(set(lengths)) <= 1
+    for b in [slice(None)] if same else [slice(b, b + 1) for b in range(B)]:
+        filled = lengths[b.start or 0] if B else 0
+        new = slice(filled, filled + T_new)
+        k_cache[b, new] = k[b]
+        v_cache[b, new] = v[b]
+        total = lambda_cache[b, filled - 1] if filled else None
+        start = None if seq_start is None else seq_start[b] - filled
+        lambda_cache[b, new] = running_log_gates(log_f[b], start, total)
+    return [length + T_new for length in lengths]
+
+
+def _reference_varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_f: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """One reference call per sequence; rows before the first key get out 0 and lse -inf."""
+    outs, lses = [], []
+    borders_q, borders_k = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
+    for q0, q1, k0, k1 in zip(
+        borders_q[:-1], borders_q[1:], borders_k[:-1], borders_k[1:], strict=True
+    ):
+        blind = max(q1 - q0 - (k1 - k0), 0)
+        out, lse = reference_attention(
+            *(x.unsqueeze(0) for x in (q[q0 + blind : q1], k[k0:k1], v[k0:k1], log_f[k0:k1])),
+            scale,
+        )
+        outs.append(torch.cat([out.new_zeros(blind, *q.shape[1:]), out[0]]))
+        lses.append(torch.cat([lse.new_full((q.shape[1], blind), -math.inf), lse[0]], dim=1))
+    return torch.cat(outs), torch.cat(lses, dim=1)
+
+
+def _autocast(q: Tensor, k: Tensor, v: Tensor, log_f: Tensor) -> tuple[Tensor, ...]:
+    """What autocast would do to attention: q, k, v to its dtype, gates to float32."""
+    device = q.device.type
+    if not torch.is_autocast_enabled(device) or q.dtype == torch.float64:
+        return q, k, v, log_f
+    dtype = torch.get_autocast_dtype(device)
+    return q.to(dtype), k.to(dtype), v.to(dtype), log_f.float()
+
+
+def _per_query_head(log_f: Tensor, H: int) -> Tensor:
+    """Gates shared by a group, given to each of its query heads."""
+    return log_f if log_f.shape[-1] == H else log_f.repeat_interleave(H // log_f.shape[-1], -1)
+
+
+def _checked_backend(backend: str | None) -> str:
+    if backend == "flash":
+        raise ValueError(
+            'backend "flash" does not exist yet in this version; '
+            'backend "blocked" runs on every device.'
+        )
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {BACKENDS} or None, but got {backend!r}.")
+    return backend or "blocked"
+
+
+def _check_heads(
+    q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, layout: str, ndim: int, cache: bool = False
+) -> None:
+    names = ("k_cache", "v_cache") if cache else ("k", "v")
+    for name, x in (("q", q), (names[0], k), (names[1], v)):
+        if x.ndim != ndim:
+            raise ValueError(
+                f"{name} must have {ndim} dimensions, as {layout}, but got shape {tuple(x.shape)}."
+            )
+        if x.dtype not in DTYPES or (x.dtype != q.dtype and not cache):
+            raise ValueError(
+                "q, k and v must share one dtype of float32, float64, bfloat16 and float16, "
+                f"but got {q.dtype}, {k.dtype} and {v.dtype}."
+            )
+        if x.device != q.device:
+            raise ValueError(f"{name} must be on {q.device} like q, but got {x.device}.")
+    if k.shape != v.shape:
+        raise ValueError(
+            f"{names[0]} and {names[1]} must have the same shape, "
+            f"but got {tuple(k.shape)} and {tuple(v.shape)}."
+        )
+    if k.shape[-1] != q.shape[-1]:
+        raise ValueError(
+            f"{names[0]} must have the head size of q, D = {q.shape[-1]}, but got {k.shape[-1]}."
+        )
+    H, H_kv = q.shape[-2], k.shape[-2]
+    if H_kv == 0 or H % H_kv:
+        raise ValueError(f"H = {H} query heads must be a multiple of H_kv = {H_kv} key heads.")
+    _check_gates(log_f, k, H, "lambda_cache" if cache else "log_f")
+
+
+def _check_gates(log_f: Tensor, k: Tensor, H: int, name: str = "log_f") -> None:
+    shape = (*k.shape[:-2], H)
+    if tuple(log_f.shape) not in (shape, tuple(k.shape[:-1])):
+        swapped = len(shape) == 3 and tuple(log_f.shape) == (shape[0], shape[2], shape[1])
+        cure = f" Heads before time? Pass {name}.transpose(1, 2)." if swapped else ""
+        letters = "(B, T_k, H)" if len(shape) == 3 else "(total_k, H)"
+        raise ValueError(
+            f"{name} must have shape {letters} = {shape} to match q and k, "
+            f"but got {tuple(log_f.shape)}.{cure}"
+        )
+    if not log_f.is_floating_point():
+        raise ValueError(f"{name} must hold floats, but got {log_f.dtype}.")
+    if log_f.device != k.device:
+        raise ValueError(f"{name} must be on {k.device} like q, but got {log_f.device}.")
+
+
+def _check_integers(name: str, x: Tensor, shape: tuple[int, ...], q: Tensor, highest: int) -> None:
+    if tuple(x.shape) != shape or x.dtype not in (torch.int32, torch.int64):
+        raise ValueError(
+            f"{name} must be an int32 or int64 tensor of shape {shape}, "
+            f"but got {x.dtype} of shape {tuple(x.shape)}."
+        )
+    if x.device != q.device:
+        raise ValueError(f"{name} must be on {q.device} like q, but got {x.device}.")
+    if _readable(x) and x.numel() and not (0 <= int(x.min()) and int(x.max()) <= highest):
+        raise ValueError(f"{name} must lie in [0, {highest}], but got {x.tolist()}.")
+
+
+def _check_cu_seqlens(which: str, x: Tensor, sequences: int, y: Tensor, longest: int) -> None:
+    total = y.shape[0]
+    _check_integers(f"cu_seqlens_{which}", x, (sequences + 1,), y, highest=total)
+    if not _readable(x):
+        return
+    lengths = x.diff()
+    if sequences < 0 or x[0] != 0 or x[-1] != total or (lengths < 0).any():
+        raise ValueError(
+            f"cu_seqlens_{which} must rise from 0 to total_{which} = {total}, but got {x.tolist()}."
+        )
+    if sequences and int(lengths.max()) > longest:
+        raise ValueError(
+            f"max_seqlen_{which} must be at least the longest sequence, {int(lengths.max())}, "
+            f"but got {longest}."
+        )
+
+
+def _readable(x: Tensor) -> bool:
+    """Whether values can be looked at without stopping a device or breaking a graph."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _check_pruning(
+    tolerance: float | None, bound: float | Tensor | None, B: int, H: int, q: Tensor
+) -> Tensor | None:
+    """The logit bound as a (B, H) float64 tensor, or None."""
+    if tolerance is not None and not tolerance <= 0:
+        raise ValueError(
+            "log_pruning_tolerance must be the natural log of a weight, at most 0, "
+            f"but got {tolerance}."
+        )
+    if bound is None:
+        return None
+    if tolerance is None:
+        raise ValueError("logit_bound serves pruning only: pass log_pruning_tolerance with it.")
+    if isinstance(bound, Tensor):
+        if tuple(bound.shape) not in ((), (H,), (B, H)):
+            raise ValueError(
+                f"logit_bound must have shape (), (H,) or (B, H) = ({B}, {H}), "
+                f"but got {tuple(bound.shape)}."
+            )
+        return bound.detach().to(q.device, torch.float64).clamp(min=0).expand(B, H)
+    if not bound >= 0:
+        raise ValueError(f"logit_bound must be at least 0, but got {bound}.")
+    return torch.full((B, H), float(bound), dtype=torch.float64, device=q.device)
