@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pickle
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -134,8 +135,10 @@ def _read_lightning(file: Path) -> tuple[FoxForCausalLM, Tokenizer | None]:
             for name, value in checkpoint["state_dict"].items()
             if name.startswith("net.")
         }
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError) as error:
-        raise ValueError(f"{file} is no checkpoint of fox-train: {error}") from error
+    except (OSError, RuntimeError, pickle.UnpicklingError, KeyError, EOFError) as error:
+        raise ValueError(
+            f"{file} is no checkpoint of fox-train: expected a Lightning file with a model config"
+        ) from error
     config = FoxConfig(**fields)
     if config.tie_word_embeddings:
         weights.pop("lm_head.weight", None)

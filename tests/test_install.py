@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
@@ -104,24 +105,18 @@ def test_the_wheel_runs_from_a_folder_of_its_own(wheel, tmp_path):
 
 
 def test_an_editable_install_sees_the_four_folders(source, tmp_path):
-    environment = tmp_path / "venv"
-    run(sys.executable, "-m", "venv", "--system-site-packages", str(environment), cwd=tmp_path)
-    python = environment / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    parent_site = next(path for path in sys.path if path.endswith("site-packages"))
-    env = os.environ | {"PYTHONPATH": parent_site}
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    result = subprocess.run(
-        [*pip, "--editable", str(source)], env=env, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
+    run(sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv"), cwd=tmp_path)
+    python = str(tmp_path / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
+    # The new environment borrows the dependencies of this one, behind its own packages.
+    site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path)
+    (Path(site.strip()) / "zz_parent.pth").write_text(sysconfig.get_path("purelib"))
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet"]
+    offline = ["--no-deps", "--no-index", "--no-build-isolation"]
+    run(*pip, *offline, "--editable", str(source), cwd=tmp_path)
     names = "fox, fox.kernels, fox.train, fox.eval"
     code = f"import {names}; print(*(m.__path__[0] for m in ({names})), sep='\\n')"
-    out = subprocess.run(
-        [str(python), "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
-    )
-    assert out.stdout.split() == [
-        str(source / folder) for folder in ("fox", "kernels", "train", "eval")
-    ], out.stderr
+    found = run(python, "-c", code, cwd=tmp_path).split()
+    assert found == [str(source / folder) for folder in ("fox", "kernels", "train", "eval")]
 
 
 def test_a_checkout_that_is_not_installed_says_so(source, tmp_path):
