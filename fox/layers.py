@@ -213,12 +213,11 @@ class ForgettingAttention(nn.Module):
             padding = position < seq_start[:, None]
 
         q = rearrange(self.q_proj(x), "B T (H D) -> B T H D", D=self.head_dim)
-        k, k_shift = self._project(
-            self.k_proj, x, cache and cache.k_shift, document_starts, padding
-        )
-        v, v_shift = self._project(
-            self.v_proj, x, cache and cache.v_shift, document_starts, padding
-        )
+        k_shift = v_shift = None
+        if cache is not None:
+            k_shift, v_shift = cache.k_shift, cache.v_shift
+        k, k_shift = self._project(self.k_proj, x, k_shift, document_starts, padding)
+        v, v_shift = self._project(self.v_proj, x, v_shift, document_starts, padding)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rope_base is not None:
@@ -276,7 +275,7 @@ class ForgettingAttention(nn.Module):
             return rearrange(out, "B H T D -> B T H D")
         if log_f is None:
             log_f = torch.zeros(q.shape[:3], device=q.device)
-        return forgetting_attention(
+        out = forgetting_attention(
             q,
             k,
             v,
@@ -285,6 +284,8 @@ class ForgettingAttention(nn.Module):
             log_pruning_tolerance=self.log_pruning_tolerance,
             logit_bound=self.logit_bound(),
         )
+        assert isinstance(out, Tensor)  # and no lse, which was not asked for
+        return out
 
     def _decode(
         self,

@@ -43,8 +43,8 @@ def test_without_files_and_dataset_the_documents_are_the_standard_library():
     assert list(read_documents()) == standard_library()
 
 
-def test_importing_the_corpus_imports_neither_torch_nor_datasets():
-    code = "import sys, fox.corpus; print({'torch', 'datasets', 'pyarrow'} & set(sys.modules))"
+def test_importing_the_corpus_imports_neither_datasets_nor_lightning():
+    code = "import sys, fox.corpus; print({'datasets', 'pyarrow', 'lightning'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
 
 
@@ -57,6 +57,14 @@ def test_one_text_file_is_one_document_named_below_the_fixed_part_of_the_pattern
         Document("b.txt", "two\nlines\n"),
         Document("deep/a.txt", "größer"),
     ]
+
+
+def test_files_of_the_same_name_are_all_read_and_each_only_once(tmp_path):
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.txt").write_text(folder)
+    patterns = [f"{tmp_path}/a/*.txt", f"{tmp_path}/b/*.txt", f"{tmp_path}/a/x.txt"]
+    assert texts(patterns) == ["a", "b"]
 
 
 def test_rows_of_jsonl_and_parquet_files_are_documents(tmp_path):
@@ -83,7 +91,7 @@ def test_a_folder_is_a_dataset_streaming_or_not(tmp_path, monkeypatch, streaming
 
 def test_a_dataset_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(FileNotFoundError, match="a dataset named 'no/such-data'"):
+    with pytest.raises(FileNotFoundError, match="a dataset 'no/such-data'"):
         texts(dataset="no/such-data")
 
 
