@@ -72,7 +72,7 @@ def forgetting_attention(
     T_k = k.shape[1]
     if k.shape[0] != B:
         raise ValueError(f"k must have the batch size of q, B = {B}, but got {k.shape[0]}.")
-    if T > T_k:
+    if T_k < T:
         raise ValueError(
             f"q must have at most as many rows as there are keys, but got T = {T} > T_k = {T_k}. "
             "Rows align to the end of the keys, so the first ones would see none."
@@ -371,7 +371,7 @@ def _check_integers(name: str, x: Tensor, shape: tuple[int, ...], q: Tensor, hig
         )
     if x.device != q.device:
         raise ValueError(f"{name} must be on {q.device} like q, but got {x.device}.")
-    if _readable(x) and x.numel() and not (0 <= int(x.min()) and int(x.max()) <= highest):
+    if _readable(x) and x.numel() and not (int(x.min()) >= 0 and int(x.max()) <= highest):
         raise ValueError(f"{name} must lie in [0, {highest}], but got {x.tolist()}.")
 
 

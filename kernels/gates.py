@@ -28,7 +28,7 @@ def padding(log_f: Tensor, seq_start: Tensor) -> Tensor:
 def running_log_gates(
     log_f: Tensor, seq_start: Tensor | None = None, total: Tensor | None = None
 ) -> Tensor:
-    """lambda_t = total + sum_{s <= t} log f_s, the decay from key j to row i being their difference.
+    """lambda_t = total + sum_{s <= t} log f_s; the decay from key j to row i is a difference.
 
     Args:
         log_f: (B, T_k, H), natural log gates in [-inf, 0]; values <= -1e4 are resets.

@@ -1,0 +1,256 @@
+"""Which rows meet which keys: the plan that every blocked computation follows.
+
+A tile is one call of an engine: `count` chunks of `rows` queries, each against `keys` keys. A
+causal tile is the chunk against itself; every other tile lies entirely in the past of its rows, so
+no tile needs a mask. Rows are cut where a gate resets (nothing behind is visible) and where the
+running gate would fall too far within a chunk for one float32 number per key.
+
+Legend: B batch, H query heads, T_k keys; a position is an index among the keys.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from fox.kernels.gates import RESET_JUMP
+
+# A chunk stores its bias centred, |bias| < 128, where float32 rounds by at most 4e-6.
+LARGEST_FALL = 256.0
+
+# One step this steep gets a chunk border; a step of half the reset jump or more is a reset.
+STEEP_STEP = -128.0
+RESET_STEP = RESET_JUMP / 2
+
+CHUNKS = (2048, 1536, 1024, 768, 512, 384, 256, 192, 128, 96, 64, 48, 32, 16, 8, 4, 2, 1)
+PRUNED_CHUNK = 256
+KEY_STEP = 64
+
+# What one more call costs, in scores that could have been computed instead.
+CALL = 8000.0
+
+
+class Span(NamedTuple):
+    """Query rows [row0, row1) of some batch rows and heads, aligned to the end of [key0, key1)."""
+
+    batch: slice
+    heads: slice
+    row0: int
+    row1: int
+    key0: int
+    key1: int
+
+    @property
+    def members(self) -> int:
+        return (self.batch.stop - self.batch.start) * (self.heads.stop - self.heads.start)
+
+    def halves(self) -> tuple["Span", "Span"]:
+        name = "batch" if self.batch.stop - self.batch.start > 1 else "heads"
+        whole = getattr(self, name)
+        middle = (whole.start + whole.stop) // 2
+        return (
+            self._replace(**{name: slice(whole.start, middle)}),
+            self._replace(**{name: slice(middle, whole.stop)}),
+        )
+
+
+class Tile(NamedTuple):
+    """Chunk c of `count` holds rows [row + c rows, + rows) and keys [key + c rows, + keys)."""
+
+    batch: slice
+    heads: slice
+    row: int
+    position: int  # of the first row, among the keys
+    key: int
+    rows: int
+    keys: int
+    count: int
+
+    @property
+    def causal(self) -> bool:
+        return self.key == self.position
+
+    @property
+    def scores(self) -> int:
+        members = (self.batch.stop - self.batch.start) * (self.heads.stop - self.heads.start)
+        chunk = self.rows * (self.rows + 1) // 2 if self.causal else self.rows * self.keys
+        return members * self.count * chunk
+
+
+class Lanes(NamedTuple):
+    """How an engine likes its work: rows per chunk at most, and (batch, head) pairs per call."""
+
+    rows: int | None
+    pairs: int
+
+
+Threshold = Callable[[Span], np.ndarray]
+
+
+def plan(
+    running: np.ndarray, spans: list[Span], lanes: Lanes, threshold: Threshold | None = None
+) -> list[Tile]:
+    """The tiles that compute the given spans; the causal tile of a row comes before its others.
+
+    Args:
+        running: (B, H, T_k) float64 running log gates.
+        spans: disjoint in their rows; rows of one span see keys of that span alone.
+        lanes: what suits the engine.
+        threshold: gives for a span the decay, per (batch row, head), below which keys are dropped;
+            None keeps every key.
+    """
+    steep = None
+    if running.shape[-1] > 1:
+        steps = np.diff(running, axis=-1)
+        if steps.size and steps.min() <= STEEP_STEP:
+            steep = (steps <= STEEP_STEP).astype(np.int8) + (steps <= RESET_STEP)
+    tiles: list[Tile] = []
+    for span in spans:
+        for piece in _pieces(span, steep):
+            tiles.extend(_chunks(piece, running, lanes, threshold))
+    return tiles
+
+
+def _pieces(span: Span, steep: np.ndarray | None) -> Iterator[Span]:
+    """Cut a span so that no piece has a reset or a steep step between two of its rows."""
+    blind = max(span.row1 - span.row0 - (span.key1 - span.key0), 0)
+    span = span._replace(row0=span.row0 + blind)
+    if span.row0 == span.row1 or not span.members:
+        return
+    if steep is None:
+        yield span
+        return
+    kind = steep[span.batch, span.heads, span.key0 : span.key1 - 1]
+    if (kind != kind[:1, :1]).any():
+        for half in span.halves():
+            yield from _pieces(half, steep)
+        return
+    shift = span.key1 - span.row1
+    row0, key0 = span.row0, span.key0
+    for at in np.flatnonzero(kind[0, 0]):
+        position = span.key0 + int(at) + 1
+        if position - shift > row0:
+            yield span._replace(row0=row0, row1=position - shift, key0=key0, key1=position)
+            row0 = position - shift
+        if kind[0, 0, at] == 2:
+            key0 = position
+    yield span._replace(row0=row0, key0=key0)
+
+
+def _chunks(
+    span: Span, running: np.ndarray, lanes: Lanes, threshold: Threshold | None
+) -> list[Tile]:
+    """Tiles of a piece, split by batch row and head where that saves work."""
+    position = span.key1 - (span.row1 - span.row0)
+    falling = running[span.batch, span.heads]
+    rows = _chunk_rows(falling[..., position : span.key1], lanes.rows)
+    if threshold is None:
+        coarse = rows < PRUNED_CHUNK <= span.row1 - span.row0
+        if coarse and span.members > 1:
+            halves = span.halves()
+            inner = [
+                _chunk_rows(running[h.batch, h.heads, position : h.key1], lanes.rows)
+                for h in halves
+            ]
+            if max(inner) > rows:
+                return [t for h in halves for t in _chunks(h, running, lanes, None)]
+        return list(_tiles(span, rows, None, lanes))
+
+    floor = threshold(span)
+    best: tuple[float, int, np.ndarray] | None = None
+    alone = np.full(falling.shape[:2], np.inf)
+    for size in sorted({rows, min(rows, PRUNED_CHUNK)}):
+        reach = _reach(falling, floor, span, size)  # (batch, heads, chunks)
+        chunk = np.minimum(size, span.row1 - span.row0 - size * np.arange(reach.shape[-1]))
+        each = (chunk * (reach + chunk / 2)).sum(-1) + 2 * CALL
+        together = (chunk * (reach.max((0, 1)) + chunk / 2)).sum() * span.members
+        together += 2 * CALL * (reach.shape[-1] if span.members >= lanes.pairs else 2)
+        alone = np.minimum(alone, each)
+        if best is None or together < best[0]:
+            best = (together, size, reach.max((0, 1)))
+    assert best is not None
+    if span.members > 1 and best[0] > 1.05 * alone.sum():
+        return [t for h in span.halves() for t in _chunks(h, running, lanes, threshold)]
+    return list(_tiles(span, best[1], best[2], lanes))
+
+
+def _chunk_rows(falling: np.ndarray, largest: int | None) -> int:
+    """Rows per chunk, so that the gate falls by at most LARGEST_FALL within any chunk."""
+    length = falling.shape[-1]
+    whole = length if largest is None else min(length, largest)
+    for rows in (whole, *(size for size in CHUNKS if size < whole)):
+        last = np.minimum(np.arange(rows - 1, length + rows - 1, rows), length - 1)
+        if (falling[..., ::rows] - falling[..., last]).max() <= LARGEST_FALL:
+            return rows
+    raise AssertionError("a chunk of one row falls by nothing")
+
+
+def _reach(falling: np.ndarray, floor: np.ndarray, span: Span, rows: int) -> np.ndarray:
+    """How many keys before each chunk are above the floor, in steps of KEY_STEP."""
+    first = np.arange(span.key1 - (span.row1 - span.row0), span.key1, rows)
+    reach = np.empty((*falling.shape[:2], first.size), dtype=np.int64)
+    for b, h in np.ndindex(*falling.shape[:2]):
+        start = key_starts(falling[b, h, span.key0 : span.key1], first - span.key0, floor[b, h])
+        reach[b, h] = first - span.key0 - start
+    return np.minimum(-(-reach // KEY_STEP) * KEY_STEP, first - span.key0)
+
+
+def key_starts(running: np.ndarray, first: np.ndarray, floor: float) -> np.ndarray:
+    """The first key j with lambda_i - lambda_j >= floor, for rows i at positions `first`.
+
+    Args:
+        running: (T_k,) float64, non-increasing.
+        first: (chunks,) positions of the first row of each chunk.
+        floor: at most 0; a decay below it is dropped.
+    """
+    return np.minimum(np.searchsorted(-running, floor - running[first], side="left"), first)
+
+
+def _tiles(span: Span, rows: int, reach: np.ndarray | None, lanes: Lanes) -> Iterator[Tile]:
+    """Tiles of a span in chunks of `rows`, chunk c seeing reach[c] keys before it (None: all)."""
+    length = span.row1 - span.row0
+    row, position = span.row0, span.key1 - length
+    if reach is None:
+        reach = np.arange(position, span.key1, rows) - span.key0
+    count = length // rows
+    if span.members >= lanes.pairs:
+        count = 0
+    elif count > 1:
+        for b in range(span.batch.start, span.batch.stop):
+            one = span._replace(batch=slice(b, b + 1))
+            yield Tile(one.batch, span.heads, row, position, position, rows, rows, count)
+            yield from _past(one, rows, reach[:count])
+    if count == 1:
+        count = 0
+    for chunk in range(count, len(reach)):
+        at = chunk * rows
+        size = min(rows, length - at)
+        here = Tile(span.batch, span.heads, row + at, position + at, position + at, size, size, 1)
+        yield here
+        if seen := int(reach[chunk]):
+            yield here._replace(key=position + at - seen, keys=seen)
+
+
+def _past(span: Span, rows: int, reach: np.ndarray) -> Iterator[Tile]:
+    """Tiles at a fixed distance behind their chunks, so that many chunks share one call."""
+    position = span.key1 - (span.row1 - span.row0)
+    for behind in range(0, int(reach.max()), rows):
+        chunk = 0
+        while chunk < len(reach):
+            if reach[chunk] <= behind:
+                chunk += 1
+                continue
+            first = chunk
+            room = position + first * rows - behind - span.key0
+            keys = min(int(reach[first]) - behind, rows)
+            while chunk < len(reach) and reach[chunk] > behind:
+                wanted = max(keys, min(int(reach[chunk]) - behind, rows))
+                if wanted > room:
+                    break
+                keys = wanted
+                chunk += 1
+            start = position + first * rows
+            yield Tile(
+                span.batch, span.heads, span.row0 + first * rows, start,
+                start - behind - keys, rows, keys, chunk - first,
+            )  # fmt: skip
