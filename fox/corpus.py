@@ -108,24 +108,24 @@ def _not_empty(documents: Iterable[Document], source: str) -> Iterator[Document]
         raise ValueError(f"expected text in {source}, but the corpus is empty")
 
 
-def find_files(patterns: str | Sequence[str]) -> dict[str, Path]:
-    """The files that glob patterns match, by the name that stays the same wherever they lie.
+def find_files(patterns: str | Sequence[str]) -> dict[Path, str]:
+    """The files that glob patterns match, each with its path below the pattern's fixed part.
 
     Raises:
         FileNotFoundError: a pattern matches no file.
     """
-    files = {}
+    files: dict[Path, str] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         paths = [path for path in map(Path, glob(pattern, recursive=True)) if path.is_file()]
         if not paths:
             raise FileNotFoundError(f"expected files that match {pattern!r}, but there are none")
         fixed = _fixed_folder(pattern)
-        files |= {path.relative_to(fixed).as_posix(): path for path in sorted(paths)}
+        files |= {path: path.relative_to(fixed).as_posix() for path in sorted(paths)}
     return files
 
 
-def _from_files(files: dict[str, Path], text_field: str) -> Iterator[Document]:
-    for name, path in files.items():
+def _from_files(files: dict[Path, str], text_field: str) -> Iterator[Document]:
+    for path, name in files.items():
         if path.suffix == ".txt":
             yield Document(name, _decoded(path))
         elif path.suffix == ".jsonl":
@@ -187,9 +187,10 @@ def _from_dataset(
 
     try:
         rows = load_dataset(dataset, subset, split=split, streaming=streaming)
-    except (DatasetNotFoundError, ConnectionError) as error:
+    except (DatasetNotFoundError, ConnectionError, FileNotFoundError, ValueError) as error:
         raise FileNotFoundError(
-            f"expected a dataset named {dataset!r}, but: {str(error).splitlines()[0]}"
+            f"expected a dataset {dataset!r} (subset {subset}, split {split}), but: "
+            f"{str(error).splitlines()[0]}"
         ) from None
     yield from _from_rows(split, rows, text_field)
 

@@ -1,0 +1,259 @@
+"""Token shards: a corpus as flat files of token ids that are mapped into memory, never loaded.
+
+A folder holds tokenizer.json, meta.json and, for the parts "train" and "validation",
+PART.bin (token ids, uint16 or uint32) and PART.bounds.npy ((documents + 1,) int64).
+"""
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tokenizers
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
+from tokenizers import Tokenizer
+
+from fox.corpus import Document, find_files, is_held_out, read_documents, standard_library
+from fox.train.tokenizer import END_OF_TEXT, encode_documents, train_tokenizer
+
+PARTS = ("train", "validation")
+TOKENIZER_CHARACTERS = 50_000_000  # more text changes the merges little and costs minutes
+LAYOUT = 1  # counts up when files of an older version can no longer be read
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Which documents to read; the fields are the arguments of read_documents."""
+
+    files: tuple[str, ...] | None = None
+    dataset: str | None = None
+    text_field: str = "text"
+    subset: str | None = None
+    split: str = "train"
+    streaming: bool = False
+
+    def documents(self) -> Iterator[Document]:
+        """The documents, read anew at each call."""
+        return read_documents(**asdict(self))
+
+    def fingerprint(self) -> str:
+        """Changes with the corpus: with its content, its files' sizes and times, or its name."""
+        content: object
+        if self.files:
+            stats = [(name, path.stat()) for path, name in find_files(self.files).items()]
+            content = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+        elif self.dataset:
+            content = None  # a named dataset is taken to stay as it is
+        else:
+            content = standard_library()
+        return hashlib.sha256(repr((self, content)).encode()).hexdigest()
+
+
+class Part(NamedTuple):
+    """Encoded documents, one after the other.
+
+    Attributes:
+        tokens: (N,) uint16 or uint32, each document ending with END_OF_TEXT.
+        bounds: (documents + 1,) int64; document i is tokens[bounds[i]:bounds[i + 1]].
+    """
+
+    tokens: np.ndarray
+    bounds: np.ndarray
+
+
+class Shards:
+    """The two parts of a corpus, its tokenizer, and the counts in meta.json."""
+
+    def __init__(self, folder: Path) -> None:
+        self.meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.train, self.validation = (
+            Part(
+                np.memmap(folder / f"{part}.bin", self.meta["dtype"], mode="r"),
+                np.load(folder / f"{part}.bounds.npy"),
+            )
+            for part in PARTS
+        )
+
+
+def build_shards(
+    folder: Path,
+    corpus: Corpus,
+    vocab_size: int,
+    *,
+    tokenizer: Path | None = None,
+    max_tokens: int | None = None,
+) -> Shards:
+    """Encodes a corpus into a folder, or finds it there from an earlier call with equal arguments.
+
+    Documents that `is_held_out` names are the validation part. If that leaves a part empty, as
+    with one file, the last twentieth of every document is held out instead.
+
+    Args:
+        folder: where the files go; meta.json is written last, so that it vouches for the others.
+        corpus: the documents.
+        vocab_size: of the tokenizer that is trained on the training part.
+        tokenizer: a tokenizer.json to use instead; it has at most vocab_size entries.
+        max_tokens: stop reading when the training part has this many; None reads all.
+
+    Raises:
+        ValueError, FileNotFoundError: the corpus or the tokenizer cannot be read, or is too small.
+    """
+    fingerprint = _fingerprint(corpus, vocab_size, tokenizer, max_tokens)
+    meta = folder / "meta.json"
+    if (
+        meta.is_file()
+        and json.loads(meta.read_text(encoding="utf-8"))["fingerprint"] == fingerprint
+    ):
+        return Shards(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    meta.unlink(missing_ok=True)
+    by_name = _divisible_by_name(corpus)
+    if tokenizer is None:
+        started = time.perf_counter()
+        texts = (text for part, text in _divided(corpus, by_name) if part == "train")
+        encoder = train_tokenizer(_limited(texts, TOKENIZER_CHARACTERS), vocab_size)
+        seconds = time.perf_counter() - started
+        print(f"tokenizer: {encoder.get_vocab_size()} entries ({seconds:.1f} s)", flush=True)
+    else:
+        encoder = read_tokenizer(tokenizer, vocab_size)
+    _write_whole(folder / "tokenizer.json", lambda path: encoder.save(str(path)))
+    counts = _encode(folder, _divided(corpus, by_name), encoder, vocab_size, max_tokens)
+    content = json.dumps({"fingerprint": fingerprint} | counts, indent=2)
+    _write_whole(meta, lambda path: path.write_text(content + "\n", encoding="utf-8"))
+    return Shards(folder)
+
+
+def read_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
+    """Reads a tokenizer.json that fits a model of vocab_size entries and can end documents."""
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a tokenizer.json, but there is no file {path}")
+    tokenizer = Tokenizer.from_file(str(path))
+    if tokenizer.get_vocab_size() > vocab_size:
+        raise ValueError(
+            f"expected a tokenizer of at most vocab_size = {vocab_size} entries, but {path} has "
+            f"{tokenizer.get_vocab_size()}: pass --data.vocab_size {tokenizer.get_vocab_size()}"
+        )
+    if tokenizer.token_to_id(END_OF_TEXT) is None:
+        raise ValueError(f"expected a tokenizer with the token {END_OF_TEXT}, but {path} has none")
+    return tokenizer
+
+
+def _fingerprint(
+    corpus: Corpus, vocab_size: int, tokenizer: Path | None, max_tokens: int | None
+) -> str:
+    given = tokenizer and read_tokenizer(tokenizer, vocab_size).to_str()
+    key = (LAYOUT, tokenizers.__version__, corpus.fingerprint(), vocab_size, given, max_tokens)
+    return hashlib.sha256(repr(key).encode()).hexdigest()
+
+
+def _divisible_by_name(corpus: Corpus) -> bool:
+    sides = set()
+    for document in corpus.documents():
+        sides.add(is_held_out(document.name))
+        if len(sides) == 2:
+            return True
+    return False
+
+
+def _divided(corpus: Corpus, by_name: bool) -> Iterator[tuple[str, str]]:
+    """(part, text), in the order of the corpus."""
+    for document in corpus.documents():
+        if by_name:
+            yield PARTS[is_held_out(document.name)], document.text
+            continue
+        cut = len(document.text) * 19 // 20
+        line_end = document.text.find("\n", cut, -1) + 1
+        yield "train", document.text[: line_end or cut]
+        yield "validation", document.text[line_end or cut :]
+
+
+def _limited(texts: Iterable[str], characters: int) -> Iterator[str]:
+    for text in texts:
+        yield text[:characters]
+        characters -= len(text)
+        if characters <= 0:
+            return
+
+
+class _PartWriter:
+    """Appends documents to PART.bin; the file takes its name when it is complete."""
+
+    def __init__(self, folder: Path, part: str, dtype: np.dtype) -> None:
+        self.path, self.dtype = folder / f"{part}.bin", dtype
+        self.file = _scratch(self.path).open("wb")
+        self.digest = hashlib.sha256()
+        self.bounds = [0]
+        self.num_bytes = 0
+
+    def add(self, ids: np.ndarray, text: str) -> None:
+        data = ids.astype(self.dtype).tobytes()
+        self.file.write(data)
+        self.digest.update(data)
+        self.bounds.append(self.bounds[-1] + len(ids))
+        self.num_bytes += len(text.encode())
+
+    def close(self) -> dict[str, Any]:
+        self.file.close()
+        os.replace(_scratch(self.path), self.path)
+        bounds = np.array(self.bounds)
+        _write_whole(self.path.with_suffix(".bounds.npy"), lambda path: np.save(path, bounds))
+        return {
+            "documents": len(bounds) - 1,
+            "tokens": int(bounds[-1]),
+            "bytes": self.num_bytes,
+            "sha256": self.digest.hexdigest(),
+        }
+
+
+def _encode(
+    folder: Path,
+    texts: Iterator[tuple[str, str]],
+    tokenizer: Tokenizer,
+    vocab_size: int,
+    max_tokens: int | None,
+) -> dict[str, Any]:
+    """Writes both parts; returns what meta.json tells about them."""
+    dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+    train, validation = writers = [_PartWriter(folder, part, dtype) for part in PARTS]
+    progress = Progress(
+        TextColumn("encoding: {task.completed:,} tokens"),
+        TimeElapsedColumn(),
+        disable=not sys.stdout.isatty(),
+        transient=True,
+    )
+    started = time.perf_counter()
+    with progress:
+        task = progress.add_task("", total=None)
+        for part, text in texts:
+            full = max_tokens is not None and train.bounds[-1] >= max_tokens
+            if full and len(validation.bounds) > 1:
+                break
+            if text and not (full and part == "train"):
+                (ids,) = encode_documents(tokenizer, [text])
+                writers[PARTS.index(part)].add(ids, text)
+                progress.update(task, advance=len(ids))
+    counts = {part: writer.close() for part, writer in zip(PARTS, writers, strict=True)}
+    seconds = time.perf_counter() - started
+    print(
+        f"encoded: {counts['train']['tokens']:,} tokens to train on, "
+        f"{counts['validation']['tokens']:,} held out ({seconds:.1f} s)",
+        flush=True,
+    )
+    return {"dtype": dtype.name} | counts
+
+
+def _scratch(path: Path) -> Path:
+    return path.with_name(f"{os.getpid()}.{path.name}")
+
+
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes under another name first, so that the file is whole or not there."""
+    write(_scratch(path))
+    os.replace(_scratch(path), path)
