@@ -1,0 +1,9 @@
+"""placeholder"""
+
+
+def summary(run: str) -> None:
+    """Summarize.
+
+    Args:
+        run: folder
+    """
