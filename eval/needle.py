@@ -214,7 +214,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
         control = f"control_{measure}"
         table.append([fmean(at[depth, length][control] for depth in depths) for length in columns])
         heat_map(axes, table, rows, columns, result["training_length"])
-        axes.set_title(f"{title} (chance {result['chance'][measure]:.2g})", pad=22, fontsize=11)
+        axes.axhline(len(depths) - 0.5, color="white", linewidth=9)
+        axes.set_title(f"{title} (chance {result['chance'][measure]:.2%})", pad=22, fontsize=11)
         axes.set_xlabel("length of the prompt (tokens)")
         axes.set_ylabel("depth of the needle (0% = start)")
     save_figure(figure, path)

@@ -197,5 +197,5 @@ def draw(results: list[dict[str, Any]], documents: int, path: Path) -> None:
             color=INK,
             fontsize=8.5,
         )
-    axes.legend(frameon=False, loc="lower left", title="band: standard error over documents")
+    axes.legend(frameon=False, loc="best", title="band: standard error over documents")
     save_figure(figure, path)

@@ -79,6 +79,7 @@ def heat_map(
                 axes.text(column, row, f"{value:.0%}", ha="center", va="center", color=colour)
     seen = sum(length <= training_length for length in columns) if training_length else 0
     if 0 < seen < len(columns):
+        axes.axvline(seen - 0.5, color="white", linewidth=9)
         axes.axvline(seen - 0.5, color=INK, linewidth=2.5)
         axes.annotate(
             "longer than in training →",

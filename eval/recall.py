@@ -40,7 +40,7 @@ CONFIGS = {
         decay_time_max=float(TRAINING_LENGTH),
         **SIZE,
     ),
-    "Transformer (Pro), RoPE": FoxConfig.preset(
+    "Transformer (Pro, RoPE)": FoxConfig.preset(
         "transformer-pro-125m", vocab_size=FILLERS + KEYS + VALUES, **SIZE
     ),
 }
@@ -170,7 +170,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         rows = [f"{depth:.0%}" for depth in DEPTHS]
         heat_map(axes, table, rows, LENGTHS, result["training_length"])
         times = LENGTHS[-1] // result["training_length"]
-        share = f"{mean_accuracy(model, LENGTHS[-1]):.0%} at {times} times the training length"
+        share = f"{mean_accuracy(model, LENGTHS[-1]):.0%} at {times} times the length"
         axes.set_title(
             f"{model['name']}: {share}",
             loc="left",
