@@ -122,7 +122,10 @@ class TextData(LightningDataModule):
 
     def val_dataloader(self) -> ValidationBatches:
         """The held-out rows, each once."""
-        rank, world_size = self._place()
+        return self.validation_batches(*self._place())
+
+    def validation_batches(self, rank: int, world_size: int) -> ValidationBatches:
+        """One process's share of the held-out rows; (0, 1) gives all."""
         return ValidationBatches(
             self.ready.validation,
             seq_len=self.seq_len,

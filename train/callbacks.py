@@ -1,0 +1,196 @@
+"""What happens beside the training steps: speed, progress, records, interruption, export."""
+
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from fox.train.lm import FoxLM
+
+# Dense 16-bit matrix products per second, from the makers' data sheets; the first name that the
+# device's name contains counts.
+PEAK_FLOPS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10": 125e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+    "V100": 125e12,
+    "T4": 65e12,
+}
+LAST = "last.ckpt"
+
+
+class Interrupted(Exception):
+    """Training was stopped by a signal, after a checkpoint was written."""
+
+
+def last_checkpoint(folder: str | Path) -> Path:
+    """Where a run keeps the checkpoint to go on from."""
+    return Path(folder) / "checkpoints" / LAST
+
+
+class Speed(Callback):
+    """Logs tokens_per_second without the time of validation, and mfu where the peak is known.
+
+    mfu is the share of the devices' 16-bit peak that the model's own arithmetic amounts to
+    (FoxLM.flops_per_token); it is logged for 16-bit precision only.
+
+    Args:
+        peak_flops: of one device; looked up by its name if None.
+    """
+
+    def __init__(self, peak_flops: float | None = None) -> None:
+        self.peak_flops = peak_flops
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.peak_flops is None and trainer.strategy.root_device.type == "cuda":
+            name = torch.cuda.get_device_name(trainer.strategy.root_device)
+            known = [peak for part, peak in PEAK_FLOPS.items() if part in name]
+            self.peak_flops = known[0] if known else None
+        self.steps, self.since = 0, time.perf_counter()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.paused = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking and trainer.state.fn == "fit":
+            self.since += time.perf_counter() - self.paused
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, FoxLM)
+        self.steps += 1
+        if trainer.global_step % trainer.log_every_n_steps:
+            return
+        float(trainer.callback_metrics["train_loss"])  # waits for the device
+        now = time.perf_counter()
+        tokens = self.steps * pl_module.data.tokens_per_batch
+        tokens_per_second = tokens / (now - self.since)
+        self.log("tokens_per_second", tokens_per_second)
+        if self.peak_flops is not None and "16" in str(trainer.precision):
+            flops = tokens_per_second * pl_module.flops_per_token()
+            self.log("mfu", flops / (self.peak_flops * trainer.world_size))
+        self.steps, self.since = 0, now
+
+
+class StepProgress(Callback):
+    """One bar over the whole run; lines instead of a bar where stdout is no terminal."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, FoxLM)
+        parameters = sum(parameter.numel() for parameter in pl_module.parameters())
+        tokens = trainer.max_steps * pl_module.tokens_per_step
+        print(
+            f"{parameters:,} parameters, {trainer.max_steps:,} steps of "
+            f"{pl_module.tokens_per_step:,} tokens: {tokens:,}; all in {trainer.default_root_dir}",
+            flush=True,
+        )
+        self.bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+            disable=not sys.stdout.isatty(),
+        )
+        self.task = self.bar.add_task("", total=trainer.max_steps)
+        self.bar.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if not trainer.is_global_zero:
+            return
+        self.bar.update(self.task, completed=step)
+        if step % trainer.log_every_n_steps == 0:
+            names = {"train_loss": "loss", "learning_rate": "lr", "tokens_per_second": "tokens/s"}
+            values = trainer.callback_metrics
+            told = [f"{short} {values[name]:.4g}" for name, short in names.items()]
+            self._tell(" ".join(told), f"step {step}/{trainer.max_steps}")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and trainer.state.fn == "fit":
+            loss, rate = (trainer.callback_metrics[f"val_{x}"] for x in ("loss", "bits_per_byte"))
+            line = f"step {trainer.global_step}: validation loss {loss:.4f}, {rate:.4f} bits/byte"
+            self.bar.console.print(line, soft_wrap=True, highlight=False)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.is_global_zero and hasattr(self, "bar"):
+            self.bar.stop()
+
+    def _tell(self, metrics: str, step: str) -> None:
+        if self.bar.disable:
+            print(f"{step} {metrics}", flush=True)
+        self.bar.update(self.task, description=metrics)
+
+
+class Interruption(Callback):
+    """Ctrl-C or SIGTERM: finish the step, write checkpoints/last.ckpt, stop.
+
+    Raises Interrupted from Trainer.fit. A second Ctrl-C stops at once, without a checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self.asked = self.saved = False
+        self.before: dict[signal.Signals, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():  # only there Python allows it
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.before[number] = signal.signal(number, self._ask)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        halfway = (batch_idx + 1) % trainer.accumulate_grad_batches
+        if halfway or not trainer.strategy.reduce_boolean_decision(self.asked, all=False):
+            return
+        trainer.save_checkpoint(last_checkpoint(trainer.default_root_dir), weights_only=False)
+        self.saved = True
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        # Not earlier: after on_train_batch_end come the step's metrics and its validation.
+        if self.saved:
+            raise Interrupted(f"stopped after step {trainer.global_step}")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+        self.before = {}
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+        print("\nfinishing this step; Ctrl-C again stops at once", flush=True)
+
+
+class Export(Callback):
+    """At the end of the run: checkpoints/last.ckpt, and the model as a folder, model/."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, FoxLM)
+        folder = Path(trainer.default_root_dir)
+        trainer.save_checkpoint(last_checkpoint(folder), weights_only=False)
+        if trainer.is_global_zero:
+            pl_module.network.save_pretrained(folder / "model")
+            pl_module.data.tokenizer.save(str(folder / "model" / "tokenizer.json"))
