@@ -41,7 +41,7 @@ class Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
 class Parser(ArgumentParser):
     """An ArgumentParser whose errors are one line, with a guess at what was meant."""
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         message = " ".join(message.split()).rstrip(".")
         message = re.sub(rf"\b({'|'.join(COMMANDS)})\.", "--", message)  # needle.output -> --output
         known = [*COMMANDS, *(f"--{name}" for f in COMMANDS.values() for name in options_of(f))]

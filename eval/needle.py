@@ -79,7 +79,7 @@ def needle(
         "mean": mean_of(cells),
         "cells": cells,
     }
-    write_csv(folder / "needle.csv", result["cells"])
+    write_csv(folder / "needle.csv", cells)
     write_json(folder / "needle.json", result)
     report(result)
     draw(result, folder / "needle.png")

@@ -7,6 +7,7 @@ train on the same short rows and are then asked in rows up to eight times as lon
 Legend: B batch, T time, P places of pairs in a row.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -59,7 +60,7 @@ def recall(output: str, *, steps: int = 150, seed: int = 0) -> None:
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, but got {steps}")
-    models = []
+    models: list[dict[str, Any]] = []
     for name, config in CONFIGS.items():
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -67,7 +68,7 @@ def recall(output: str, *, steps: int = 150, seed: int = 0) -> None:
         train(model, steps, seed, name)
         cells = test(model.eval(), seed, name)
         size = sum(parameter.numel() for parameter in model.parameters())
-        models.append({"name": name, "parameters": size, "cells": cells})
+        models.append({"name": name, "parameters": size, "config": asdict(config), "cells": cells})
     result = {
         "training_length": TRAINING_LENGTH,
         "steps": steps,
