@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fox.train.lm import FoxLM
@@ -30,7 +31,6 @@ PEAK_FLOPS = {
     "V100": 125e12,
     "T4": 65e12,
 }
-LAST = "last.ckpt"
 
 
 class Interrupted(Exception):
@@ -39,7 +39,12 @@ class Interrupted(Exception):
 
 def last_checkpoint(folder: str | Path) -> Path:
     """Where a run keeps the checkpoint to go on from."""
-    return Path(folder) / "checkpoints" / LAST
+    return Path(folder) / "checkpoints" / "last.ckpt"
+
+
+def save_last(trainer: Trainer) -> None:
+    """Writes the checkpoint; Lightning renames it into its place when it is whole."""
+    trainer.save_checkpoint(last_checkpoint(trainer.default_root_dir), weights_only=False)
 
 
 class Speed(Callback):
@@ -56,6 +61,7 @@ class Speed(Callback):
         self.peak_flops = peak_flops
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Looks the device up and starts the clock."""
         if self.peak_flops is None and trainer.strategy.root_device.type == "cuda":
             name = torch.cuda.get_device_name(trainer.strategy.root_device)
             known = [peak for part, peak in PEAK_FLOPS.items() if part in name]
@@ -63,15 +69,18 @@ class Speed(Callback):
         self.steps, self.since = 0, time.perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stops the clock."""
         self.paused = time.perf_counter()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock again."""
         if not trainer.sanity_checking and trainer.state.fn == "fit":
             self.since += time.perf_counter() - self.paused
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Logs at the trainer's log interval."""
         assert isinstance(pl_module, FoxLM)
         self.steps += 1
         if trainer.global_step % trainer.log_every_n_steps:
@@ -91,6 +100,7 @@ class StepProgress(Callback):
     """One bar over the whole run; lines instead of a bar where stdout is no terminal."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tells the size of the run."""
         if not trainer.is_global_zero:
             return
         assert isinstance(pl_module, FoxLM)
@@ -115,6 +125,7 @@ class StepProgress(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        """Moves the bar; tells the metrics at the log interval."""
         step = trainer.global_step
         if not trainer.is_global_zero:
             return
@@ -126,12 +137,14 @@ class StepProgress(Callback):
             self._tell(" ".join(told), f"step {step}/{trainer.max_steps}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tells the validation loss."""
         if trainer.is_global_zero and trainer.state.fn == "fit":
             loss, rate = (trainer.callback_metrics[f"val_{x}"] for x in ("loss", "bits_per_byte"))
             line = f"step {trainer.global_step}: validation loss {loss:.4f}, {rate:.4f} bits/byte"
             self.bar.console.print(line, soft_wrap=True, highlight=False)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leaves the terminal as it was."""
         if stage == "fit" and trainer.is_global_zero and hasattr(self, "bar"):
             self.bar.stop()
 
@@ -152,6 +165,7 @@ class Interruption(Callback):
         self.before: dict[signal.Signals, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes over the two signals."""
         if threading.current_thread() is threading.main_thread():  # only there Python allows it
             for number in (signal.SIGINT, signal.SIGTERM):
                 self.before[number] = signal.signal(number, self._ask)
@@ -159,20 +173,22 @@ class Interruption(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        halfway = (batch_idx + 1) % trainer.accumulate_grad_batches
-        if halfway or not trainer.strategy.reduce_boolean_decision(self.asked, all=False):
-            return
-        trainer.save_checkpoint(last_checkpoint(trainer.default_root_dir), weights_only=False)
-        self.saved = True
+        """Writes the checkpoint if any process was asked to stop."""
+        asked = trainer.strategy.reduce_boolean_decision(self.asked, all=False)
+        if asked and _step_is_whole(trainer, batch_idx):
+            save_last(trainer)
+            self.saved = True
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        """Stops, once the checkpoint is written."""
         # Not earlier: after on_train_batch_end come the step's metrics and its validation.
         if self.saved:
             raise Interrupted(f"stopped after step {trainer.global_step}")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Gives the signals back."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
         self.before = {}
@@ -184,13 +200,40 @@ class Interruption(Callback):
         print("\nfinishing this step; Ctrl-C again stops at once", flush=True)
 
 
-class Export(Callback):
-    """At the end of the run: checkpoints/last.ckpt, and the model as a folder, model/."""
+class LastCheckpoint(Checkpoint):
+    """Writes checkpoints/last.ckpt every so many steps and at the end, whole or not at all.
+
+    Args:
+        every_n_steps: optimiser steps between two checkpoints.
+    """
+
+    def __init__(self, every_n_steps: int = 500) -> None:
+        self.every_n_steps = every_n_steps
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Writes if it is time."""
+        if trainer.global_step % self.every_n_steps == 0 and _step_is_whole(trainer, batch_idx):
+            save_last(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the end of the run."""
+        save_last(trainer)
+
+
+class Export(Callback):
+    """At the end of the run: the model and its tokenizer as a folder, model/."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes config.json, model.safetensors and tokenizer.json."""
         assert isinstance(pl_module, FoxLM)
-        folder = Path(trainer.default_root_dir)
-        trainer.save_checkpoint(last_checkpoint(folder), weights_only=False)
         if trainer.is_global_zero:
-            pl_module.network.save_pretrained(folder / "model")
-            pl_module.data.tokenizer.save(str(folder / "model" / "tokenizer.json"))
+            folder = Path(trainer.default_root_dir) / "model"
+            pl_module.network.save_pretrained(folder)
+            pl_module.data.tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def _step_is_whole(trainer: Trainer, batch_idx: int) -> bool:
+    """Gradients accumulated halfway to a step are not part of a checkpoint."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0

@@ -14,15 +14,14 @@ from typing import Any, NoReturn
 
 import torch
 from lightning import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from fox.train.callbacks import (
-    LAST,
     Export,
     Interrupted,
     Interruption,
+    LastCheckpoint,
     Speed,
     StepProgress,
     last_checkpoint,
@@ -50,7 +49,7 @@ Usual settings (in the YAML file, or on the command line, which wins):
   --data.vocab_size V                    of the tokenizer and the model
   --data.seq_len T                       tokens of a row
   --data.batch_size B                    rows of a step
-  --checkpoint.every_n_train_steps N
+  --checkpoint.every_n_steps N
 
 All settings, some hundred lines: fox-train fit --help
 """
@@ -92,22 +91,10 @@ class FoxCLI(LightningCLI):
     """FoxLM on TextData: one folder per run, and checkpoints that go on exactly."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """One vocabulary size; checkpoints in the run's folder; speed."""
+        """One vocabulary size for data and model; checkpoints and speed."""
         parser.link_arguments("data.vocab_size", "model.config.vocab_size")
         parser.add_lightning_class_args(Speed, "speed")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.link_arguments(
-            "trainer.default_root_dir",
-            "checkpoint.dirpath",
-            compute_fn=lambda folder: str(last_checkpoint(folder).parent),
-        )
-        parser.set_defaults(
-            {
-                "checkpoint.filename": Path(LAST).stem,
-                "checkpoint.enable_version_counter": False,
-                "checkpoint.every_n_train_steps": 500,
-            }
-        )
+        parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
         FoxParser.options = {*FoxParser.options, *parser._option_string_actions}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

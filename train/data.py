@@ -99,6 +99,8 @@ class TextData(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Maps the encoded corpus into memory."""
         self.shards = Shards(self._folder())
+        if stage == "fit":
+            self.train_dataloader()  # a corpus that is too small is told before validation runs
 
     def train_dataloader(self) -> TrainingBatches:
         """Endless batches: trainer.max_steps says when to stop."""
