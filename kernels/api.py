@@ -262,7 +262,7 @@ def _append(
         v_cache[b, new] = v[b]
         total = lambda_cache[b, filled - 1] if filled else None
         start = None if seq_start is None else seq_start[b] - filled
-        lambda_cache[b, new] = running_log_gates(log_f[b], start, total)
+        lambda_cache[b, new] = running_log_gates(log_f[b], start, total).transpose(1, 2)
     return [length + T_new for length in lengths]
 
 

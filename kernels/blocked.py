@@ -25,6 +25,19 @@ from fox.kernels.tiles import Lanes, Span, Tile, plan
 MATMUL_ROWS = 128
 MATMUL_PAIRS = 8
 
+# The backward pass works on weights times 2**WEIGHT_LIFT and d_out times 2**GRADIENT_LIFT: faint
+# weights would otherwise make denormal products, which a CPU computes a hundred times slower.
+WEIGHT_LIFT = 64
+GRADIENT_LIFT = 32
+UNLIFT = 2.0 ** -(WEIGHT_LIFT + GRADIENT_LIFT)
+
+# The backward pass copies q, k, v, out and d_out next to their spare column; it takes as many batch
+# rows at a time as make copies of this size, which caches can hold and allocators recycle.
+SCRATCH_BYTES = 2**22
+
+# Without a tolerance, ln of the weight that a row may lose: 1e-13 where rounding is 6e-8.
+ROUNDING = {torch.float32: -30.0, torch.float64: -60.0}
+
 
 @torch.library.custom_op("fox::blocked_attention", mutates_args=())
 def blocked_attention(
@@ -46,11 +59,12 @@ def blocked_attention(
         engine: "aten" or "matmul"; None picks "aten" where it runs and works.
     """
     with torch.autocast(q.device.type, enabled=False):
-        running = running_log_gates(log_f, seq_start).transpose(1, 2).contiguous()  # (B, H, T_k)
+        running = running_log_gates(log_f, seq_start)
         spans = _spans(q, k, seq_start, cu_seqlens_q, cu_seqlens_k)
-        pruning = _pruning(q, k, softmax_scale, log_pruning_tolerance, logit_bound)
+        host = running.cpu().numpy()
+        pruning = _pruning(q, k, host, softmax_scale, log_pruning_tolerance, logit_bound)
         engine = engine or _engine(q)
-        tiles = plan(running.cpu().numpy(), spans, _lanes(engine), pruning)
+        tiles = plan(host, spans, _lanes(engine), pruning)
         return _forward(q, k, v, running, tiles, softmax_scale, engine)
 
 
@@ -80,20 +94,28 @@ def blocked_attention_backward(
     engine: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dq, dk, dv, dlog_f in the shapes and dtypes of q, k, v, log_f."""
+    B, T, H, D = q.shape
+    T_k = k.shape[1]
+    dq, dk, dv, d_log_f = (
+        torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, log_f)
+    )
+    row_bytes = 4 * H * (3 * T + 2 * T_k) * (D + 1)
+    engine = engine or _engine(q)
     with torch.autocast(q.device.type, enabled=False):
-        running = running_log_gates(log_f, seq_start).transpose(1, 2).contiguous()
-        spans = _spans(q, k, seq_start, cu_seqlens_q, cu_seqlens_k)
-        pruning = _pruning(q, k, softmax_scale, log_pruning_tolerance, logit_bound)
-        engine = engine or _engine(q)
-        tiles = plan(running.cpu().numpy(), spans, _lanes(engine), pruning)
-        dq, dk, dv, d_lambda = _backward(
-            d_out, d_lse, q, k, v, out, lse, running, tiles, softmax_scale, engine
-        )
-        d_log_f = log_gate_gradient(d_lambda.transpose(1, 2), log_f, seq_start)
-        if cu_seqlens_k is not None:
-            first = cu_seqlens_k[:-1][cu_seqlens_k.diff() > 0]
-            d_log_f[:, first] = 0.0
-        return dq, dk, dv, d_log_f.to(log_f.dtype).contiguous()
+        for b in torch.arange(B).split(max(1, SCRATCH_BYTES // max(1, row_bytes))):
+            b = slice(int(b[0]), int(b[-1]) + 1)
+            _backward(
+                *(x[b] for x in (d_out, d_lse, q, k, v, log_f, out, lse)),
+                (dq[b], dk[b], dv[b], d_log_f[b]),
+                softmax_scale,
+                None if seq_start is None else seq_start[b],
+                cu_seqlens_q,
+                cu_seqlens_k,
+                log_pruning_tolerance,
+                None if logit_bound is None else logit_bound[b],
+                engine,
+            )
+    return dq, dk, dv, d_log_f
 
 
 @blocked_attention_backward.register_fake
@@ -166,9 +188,17 @@ def _spans(
 
 
 def _pruning(
-    q: Tensor, k: Tensor, scale: float, tolerance: float | None, bound: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    running: np.ndarray,
+    scale: float,
+    tolerance: float | None,
+    bound: Tensor | None,
 ) -> Callable[[Span], np.ndarray] | None:
+    """The threshold of every span; None where the gates fall too little to drop anything."""
     if tolerance is None:
+        tolerance = ROUNDING[_compute_dtype(q)]
+    if running.size == 0 or (running[..., 0] - running[..., -1]).max() < -tolerance:
         return None
     return Pruning(q.transpose(1, 2), k.transpose(1, 2), scale, tolerance, bound).threshold
 
@@ -208,9 +238,9 @@ def _row_decay(running: Tensor, tile: Tile) -> Tensor:
     return _view(running, tile, tile.position, tile.rows) - _reference(running, tile)
 
 
-def _wide_heads(x: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
-    """(B, T_k, H_kv, D) -> (B, H, T_k, D) of the compute dtype."""
-    x = x.transpose(1, 2).to(dtype)
+def _wide_heads(x: Tensor, heads: int) -> Tensor:
+    """(B, T_k, H_kv, D) -> (B, H, T_k, D)."""
+    x = x.transpose(1, 2)
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
 
 
@@ -226,17 +256,13 @@ def _forward(
     B, T, H, D = q.shape
     dtype = _compute_dtype(q)
     forward = engines.aten_forward if engine == "aten" else engines.matmul_forward
-    q = q.transpose(1, 2).to(dtype)
-    k, v = _wide_heads(k, H, dtype), _wide_heads(v, H, dtype)
-    lse = q.new_full((B, H, T), -math.inf)
-    if len(tiles) == 1 and tiles[0].count == 1 and tiles[0].rows == T:
-        tile = tiles[0]
-        if q.shape[:2] == (tile.batch.stop, tile.heads.stop):
-            part, part_lse = forward(
-                q, _keys(k, tile), _keys(v, tile), _bias(running, tile, dtype), True, scale
-            )
-            torch.add(part_lse, _row_decay(running, tile), out=lse)
-            return part.transpose(1, 2).contiguous(), lse
+    lse = q.new_full((B, H, T), -math.inf, dtype=dtype)
+    whole = _is_whole(tiles, q, k)
+    q, k, v = q.transpose(1, 2).to(dtype), _wide_heads(k, H).to(dtype), _wide_heads(v, H).to(dtype)
+    if whole:
+        part, part_lse = forward(q, k, v, _bias(running, tiles[0], dtype), True, scale)
+        torch.add(part_lse, _row_decay(running, tiles[0]), out=lse)
+        return part.transpose(1, 2).contiguous(), lse
     out = q.new_zeros(B, T, H, D).transpose(1, 2)
     for tile in tiles:
         bias = _bias(running, tile, dtype)
@@ -262,64 +288,93 @@ def _backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    log_f: Tensor,
     out: Tensor,
     lse: Tensor,
-    running: Tensor,
-    tiles: list[Tile],
+    gradients: tuple[Tensor, Tensor, Tensor, Tensor],
     scale: float,
+    seq_start: Tensor | None,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    tolerance: float | None,
+    bound: Tensor | None,
     engine: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> None:
+    """Write dq, dk, dv and d log_f into gradients."""
     B, T, H, D = q.shape
-    H_kv = k.shape[2]
+    T_k = k.shape[1]
     dtype = _compute_dtype(q)
     backward = engines.aten_backward if engine == "aten" else engines.matmul_backward
+    running = running_log_gates(log_f, seq_start)
+    spans = _spans(q, k, seq_start, cu_seqlens_q, cu_seqlens_k)
+    host = running.cpu().numpy()
+    pruning = _pruning(q, k, host, scale, tolerance, bound)
+    tiles = plan(host, spans, _lanes(engine), pruning)
 
     # The spare column adds 1 * 1 to every score, which lse takes back below. In d_out and out it
     # turns the row sum of d_out * out into that sum - d_lse, which is what d_lse does to a row.
-    wide_q = q.new_empty(B, H, T, D + 1, dtype=dtype)
+    wide_q, wide_d_out, wide_out = q.new_empty(3, B, H, T, D + 1, dtype=dtype)
+    wide_k, wide_v = q.new_empty(2, B, H, T_k, D + 1, dtype=dtype)
     torch.mul(q.transpose(1, 2), scale, out=wide_q[..., :D])
+    torch.mul(d_out.transpose(1, 2), 2.0**GRADIENT_LIFT, out=wide_d_out[..., :D])
+    wide_out[..., :D].copy_(out.transpose(1, 2))
+    wide_k[..., :D].copy_(_wide_heads(k, H))
+    wide_v[..., :D].copy_(_wide_heads(v, H))
     wide_q[..., D] = 1.0
-    wide_k, wide_v = (_with_column(x, H, dtype, fill) for x, fill in ((k, 1.0), (v, 0.0)))
-    wide_d_out = _with_column(d_out, H, dtype, 1.0)
-    wide_out = _with_column(out, H, dtype, 0.0)
+    wide_k[..., D] = 1.0
+    wide_v[..., D] = 0.0
+    wide_d_out[..., D] = 2.0**GRADIENT_LIFT
     torch.neg(d_lse, out=wide_out[..., D])
 
-    frame = lse + 1.0
+    frame = lse + (1.0 - WEIGHT_LIFT * math.log(2))
     for tile in tiles:
         if tile.causal:
             _rows(frame, tile).sub_(_row_decay(running, tile))
-    dq, dk, dv = (x.new_zeros(x.shape) for x in (wide_q, wide_k, wide_v))
-    for tile in tiles:
-        part_q, part_k, part_v = backward(
-            _rows(wide_d_out, tile), _rows(wide_q, tile), _keys(wide_k, tile), _keys(wide_v, tile),
-            _rows(wide_out, tile), _rows(frame, tile), _bias(running, tile, dtype),
-            tile.causal, 1.0,
-        )  # fmt: skip
-        _rows(dq, tile).add_(part_q)
-        _keys(dk, tile).add_(part_k)
-        _keys(dv, tile).add_(part_v)
+    if _is_whole(tiles, q, k):
+        (tile,) = tiles
+        bias = _bias(running, tile, dtype)
+        dq, dk, dv = backward(wide_d_out, wide_q, wide_k, wide_v, wide_out, frame, bias, True, 1.0)
+    else:
+        dq, dk, dv = (torch.zeros_like(x) for x in (wide_q, wide_k, wide_v))
+        for tile in tiles:
+            parts = backward(
+                _rows(wide_d_out, tile), _rows(wide_q, tile), _keys(wide_k, tile),
+                _keys(wide_v, tile), _rows(wide_out, tile), _rows(frame, tile),
+                _bias(running, tile, dtype), tile.causal, 1.0,
+            )  # fmt: skip
+            _rows(dq, tile).add_(parts[0])
+            _keys(dk, tile).add_(parts[1])
+            _keys(dv, tile).add_(parts[2])
 
-    d_lambda = -dk[..., D]
+    d_lambda = dk[..., D].double().neg_()
     for tile in tiles:
         if tile.causal:
             _view(d_lambda, tile, tile.position, tile.rows).add_(_rows(dq[..., D], tile))
-    dq = (dq[..., :D] * scale).transpose(1, 2)
-    dk, dv = (x[..., :D].unflatten(1, (H_kv, H // H_kv)).sum(2).transpose(1, 2) for x in (dk, dv))
-    return (
-        dq.to(q.dtype).contiguous(),
-        dk.to(k.dtype).contiguous(),
-        dv.to(v.dtype).contiguous(),
-        d_lambda,
-    )
+    d_log_f = log_gate_gradient(d_lambda.mul_(UNLIFT), log_f, seq_start)
+    if cu_seqlens_k is not None:
+        d_log_f[:, cu_seqlens_k[:-1][cu_seqlens_k.diff() > 0]] = 0.0
+    gradients[3].copy_(d_log_f)
+    _unlift(dq[..., :D], scale * UNLIFT, gradients[0])
+    _unlift(dk[..., :D], UNLIFT, gradients[1])
+    _unlift(dv[..., :D], UNLIFT, gradients[2])
 
 
-def _with_column(x: Tensor, heads: int, dtype: torch.dtype, fill: float) -> Tensor:
-    """(B, T, H or H_kv, D) -> (B, H, T, D + 1), the last column filled."""
-    B, T, H_kv, D = x.shape
-    wide = x.new_empty(B, heads, T, D + 1, dtype=dtype)
-    wide.unflatten(1, (H_kv, heads // H_kv))[..., :D].copy_(x.transpose(1, 2).unsqueeze(2))
-    wide[..., D] = fill
-    return wide
+def _unlift(x: Tensor, factor: float, out: Tensor) -> None:
+    """(B, H, T, D) times factor into (B, T, H or H_kv, D), heads of a group summed."""
+    x = x.transpose(1, 2)
+    if x.shape[2] != out.shape[2]:
+        x = x.unflatten(2, (out.shape[2], -1)).sum(3)
+    if x.dtype == out.dtype:
+        torch.mul(x, factor, out=out)
+    else:
+        out.copy_(x * factor)
+
+
+def _is_whole(tiles: list[Tile], q: Tensor, k: Tensor) -> bool:
+    """Whether one causal tile is all there is, so that its results need no place of their own."""
+    B, T, H, _ = q.shape
+    whole = Tile(slice(0, B), slice(0, H), 0, 0, 0, T, T, 1)
+    return len(tiles) == 1 and k.shape[1] == T and tiles[0] == whole
 
 
 def cached_attention(
@@ -339,14 +394,15 @@ def cached_attention(
         starts = [0] * B if seq_start is None else seq_start.tolist()
         longest = max(lengths, default=0)
         k, v = k_cache[:, :longest], v_cache[:, :longest]
-        running = lambda_cache[:, :longest].transpose(1, 2).contiguous()  # (B, H, longest)
+        running = lambda_cache[:, :longest].transpose(1, 2).contiguous()
         ends = list(zip(starts, lengths, strict=True))
         if len(set(ends)) == 1:
             spans = [Span(slice(0, B), slice(0, H), 0, T, *ends[0])]
         else:
             spans = [Span(slice(b, b + 1), slice(0, H), 0, T, *end) for b, end in enumerate(ends)]
-        pruning = _pruning(q, k, softmax_scale, log_pruning_tolerance, logit_bound)
+        host = running.cpu().numpy()
+        pruning = _pruning(q, k, host, softmax_scale, log_pruning_tolerance, logit_bound)
         engine = _engine(q)
-        tiles = plan(running.cpu().numpy(), spans, _lanes(engine), pruning)
+        tiles = plan(host, spans, _lanes(engine), pruning)
         out, _ = _forward(q, k, v, running, tiles, softmax_scale, engine)
         return out.to(q.dtype)

@@ -12,19 +12,21 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from fox.kernels.gates import RESET_JUMP
 
-# A chunk stores its bias centred, |bias| < 128, where float32 rounds by at most 4e-6.
-LARGEST_FALL = 256.0
+# How far the gate may fall within a chunk: the bias per key is then at most 32, which float32
+# rounds by 1e-6, and the weights of its far corner stay clear of denormal numbers.
+LARGEST_FALL = 64.0
 
 # One step this steep gets a chunk border; a step of half the reset jump or more is a reset.
 STEEP_STEP = -128.0
 RESET_STEP = RESET_JUMP / 2
 
 CHUNKS = (2048, 1536, 1024, 768, 512, 384, 256, 192, 128, 96, 64, 48, 32, 16, 8, 4, 2, 1)
-PRUNED_CHUNK = 256
-KEY_STEP = 64
+PRUNED_CHUNKS = (256, 128)
+KEY_STEP = 16
 
 # What one more call costs, in scores that could have been computed instead.
 CALL = 8000.0
@@ -141,37 +143,32 @@ def _chunks(
     span: Span, running: np.ndarray, lanes: Lanes, threshold: Threshold | None
 ) -> list[Tile]:
     """Tiles of a piece, split by batch row and head where that saves work."""
-    position = span.key1 - (span.row1 - span.row0)
+    length = span.row1 - span.row0
     falling = running[span.batch, span.heads]
-    rows = _chunk_rows(falling[..., position : span.key1], lanes.rows)
+    rows = _chunk_rows(falling[..., span.key1 - length : span.key1], lanes.rows)
     if threshold is None:
-        coarse = rows < PRUNED_CHUNK <= span.row1 - span.row0
-        if coarse and span.members > 1:
-            halves = span.halves()
-            inner = [
-                _chunk_rows(running[h.batch, h.heads, position : h.key1], lanes.rows)
-                for h in halves
-            ]
-            if max(inner) > rows:
-                return [t for h in halves for t in _chunks(h, running, lanes, None)]
         return list(_tiles(span, rows, None, lanes))
 
     floor = threshold(span)
-    best: tuple[float, int, np.ndarray] | None = None
+    together, best_rows, best_reach = np.inf, rows, None
     alone = np.full(falling.shape[:2], np.inf)
-    for size in sorted({rows, min(rows, PRUNED_CHUNK)}):
+    for size in sorted({rows, *(min(rows, size) for size in PRUNED_CHUNKS)}):
         reach = _reach(falling, floor, span, size)  # (batch, heads, chunks)
-        chunk = np.minimum(size, span.row1 - span.row0 - size * np.arange(reach.shape[-1]))
-        each = (chunk * (reach + chunk / 2)).sum(-1) + 2 * CALL
-        together = (chunk * (reach.max((0, 1)) + chunk / 2)).sum() * span.members
-        together += 2 * CALL * (reach.shape[-1] if span.members >= lanes.pairs else 2)
-        alone = np.minimum(alone, each)
-        if best is None or together < best[0]:
-            best = (together, size, reach.max((0, 1)))
-    assert best is not None
-    if span.members > 1 and best[0] > 1.05 * alone.sum():
+        chunk = np.minimum(size, length - size * np.arange(reach.shape[-1]))
+        widest = reach.max((0, 1))
+        calls = 2 * len(chunk) if span.members >= lanes.pairs else 2
+        cost = span.members * _cost(chunk, widest) + CALL * lanes.pairs * calls
+        if cost < together:
+            together, best_rows, best_reach = cost, size, widest
+        alone = np.minimum(alone, _cost(chunk, reach) + CALL * lanes.pairs * 2)
+    if span.members > 1 and together > 1.05 * alone.sum():
         return [t for h in span.halves() for t in _chunks(h, running, lanes, threshold)]
-    return list(_tiles(span, best[1], best[2], lanes))
+    return list(_tiles(span, best_rows, best_reach, lanes))
+
+
+def _cost(chunk: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """Scores to compute, with a margin for the edges of small tiles."""
+    return ((chunk + 16) * (reach + chunk / 2 + 16)).sum(-1)
 
 
 def _chunk_rows(falling: np.ndarray, largest: int | None) -> int:
@@ -187,23 +184,26 @@ def _chunk_rows(falling: np.ndarray, largest: int | None) -> int:
 
 def _reach(falling: np.ndarray, floor: np.ndarray, span: Span, rows: int) -> np.ndarray:
     """How many keys before each chunk are above the floor, in steps of KEY_STEP."""
-    first = np.arange(span.key1 - (span.row1 - span.row0), span.key1, rows)
-    reach = np.empty((*falling.shape[:2], first.size), dtype=np.int64)
-    for b, h in np.ndindex(*falling.shape[:2]):
-        start = key_starts(falling[b, h, span.key0 : span.key1], first - span.key0, floor[b, h])
-        reach[b, h] = first - span.key0 - start
-    return np.minimum(-(-reach // KEY_STEP) * KEY_STEP, first - span.key0)
+    first = np.arange(span.key1 - (span.row1 - span.row0), span.key1, rows) - span.key0
+    start = key_starts(falling[..., span.key0 : span.key1], first, floor)
+    return np.minimum(-((start - first) // KEY_STEP) * KEY_STEP, first)
 
 
-def key_starts(running: np.ndarray, first: np.ndarray, floor: float) -> np.ndarray:
+def key_starts(running: np.ndarray, first: np.ndarray, floor: np.ndarray) -> np.ndarray:
     """The first key j with lambda_i - lambda_j >= floor, for rows i at positions `first`.
 
     Args:
-        running: (T_k,) float64, non-increasing.
+        running: (..., T_k) float64, non-increasing.
         first: (chunks,) positions of the first row of each chunk.
-        floor: at most 0; a decay below it is dropped.
+        floor: (...), at most 0; a decay below it is dropped.
+
+    Returns:
+        (..., chunks) int64, at most `first`.
     """
-    return np.minimum(np.searchsorted(-running, floor - running[first], side="left"), first)
+    wanted = torch.from_numpy(np.ascontiguousarray(floor[..., None] - running[..., first]))
+    return np.minimum(
+        torch.searchsorted(torch.from_numpy(np.negative(running, order="C")), wanted).numpy(), first
+    )
 
 
 def _tiles(span: Span, rows: int, reach: np.ndarray | None, lanes: Lanes) -> Iterator[Tile]:
