@@ -90,6 +90,16 @@ class FoxParser(LightningArgumentParser):
 class FoxCLI(LightningCLI):
     """FoxLM on TextData: one folder per run, and checkpoints that go on exactly."""
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """fit and validate, with the arguments that are not settings."""
+        known = LightningCLI.subcommands()
+        return {name: known[name] for name in ("fit", "validate")}
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Takes no abbreviations: a misspelt name must not pass for another."""
+        return super().init_parser(allow_abbrev=False, **kwargs)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """One vocabulary size for data and model; checkpoints and speed."""
         parser.link_arguments("data.vocab_size", "model.config.vocab_size")
@@ -228,6 +238,8 @@ def _raised_by_us(error: BaseException) -> bool:
 
 def _silence_two_notices() -> None:
     warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "litlogger" not in record.getMessage()
-    )
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return "litlogger" not in record.getMessage()

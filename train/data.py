@@ -50,9 +50,9 @@ class TextData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in (("seq_len", seq_len), ("batch_size", batch_size)):
-            if value < 1 + (name == "seq_len"):
-                raise ValueError(f"data.{name} is too small: {value}")
+        for name, value, least in (("seq_len", seq_len, 2), ("batch_size", batch_size, 1)):
+            if value < least:
+                raise ValueError(f"data.{name} must be at least {least}, but got {value}")
         self.vocab_size, self.seq_len, self.batch_size = vocab_size, seq_len, batch_size
         files = [files] if isinstance(files, str) else files
         self.corpus = Corpus(

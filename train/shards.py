@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -199,6 +200,10 @@ class _PartWriter:
         self.bounds.append(self.bounds[-1] + len(ids))
         self.num_bytes += len(text.encode())
 
+    def discard(self) -> None:
+        self.file.close()
+        _scratch(self.path).unlink(missing_ok=True)
+
     def close(self) -> dict[str, Any]:
         self.file.close()
         os.replace(_scratch(self.path), self.path)
@@ -229,7 +234,9 @@ def _encode(
         transient=True,
     )
     started = time.perf_counter()
-    with progress:
+    with ExitStack() as stack, progress:
+        for writer in writers:
+            stack.callback(writer.discard)
         task = progress.add_task("", total=None)
         for part, text in texts:
             full = max_tokens is not None and train.bounds[-1] >= max_tokens
@@ -239,7 +246,7 @@ def _encode(
                 (ids,) = encode_documents(tokenizer, [text])
                 writers[PARTS.index(part)].add(ids, text)
                 progress.update(task, advance=len(ids))
-    counts = {part: writer.close() for part, writer in zip(PARTS, writers, strict=True)}
+        counts = {part: writer.close() for part, writer in zip(PARTS, writers, strict=True)}
     seconds = time.perf_counter() - started
     print(
         f"encoded: {counts['train']['tokens']:,} tokens to train on, "
