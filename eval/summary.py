@@ -119,7 +119,7 @@ def needle_lines(result: dict[str, Any]) -> list[Line]:
     mean, chance = result["mean"], result["chance"]["chosen"]
     beside = f"chance {chance:.1%}, without the needle {mean['control_chosen']:.1%}"
     if mean["chosen"] < NEAR_CHANCE * chance:
-        beside += "; near chance: in text, so small a model cannot do it yet (recall can be learnt)"
+        beside += ": near chance, as expected of so small a model in text; compare recall"
     right = f"{mean['chosen']:.1%} right of {result['candidates']}"
     return [line("needle in held-out text", right, beside)]
 

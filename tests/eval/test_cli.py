@@ -90,7 +90,7 @@ def test_summary_prints_what_the_other_commands_wrote(
 ) -> None:
     text = ["--files", corpus, "--split", "all", "--length", "64"]
     main(["per-token-loss", "--checkpoint", checkpoint, "--output", str(tmp_path), *text])
-    main(["summary", "--run", str(tmp_path)])
+    main(["summary", str(tmp_path)])
     assert "perplexity of the first 64" in capsys.readouterr().out
 
 
@@ -127,7 +127,7 @@ def test_a_plot_without_matplotlib_names_the_extra_and_leaves_the_numbers(
         (["recall", "--output", "x", "--stesp", "3"], "--stesp 3 (did you mean --steps?)"),
         (["recall", "--output", "x", "--steps", "many"], "\"steps\": Expected a <class 'int'>"),
         (["needle", "--output", "x", "--split", "some"], "Expected a typing.Literal"),
-        (["summary", "--run", "nowhere"], "in nowhere, but found none"),
+        (["summary", "nowhere"], "in nowhere, but found none"),
         (["samples", "--checkpoint", "nowhere", "--output", "x"], "no checkpoint at nowhere"),
     ],
 )
@@ -194,7 +194,7 @@ def test_an_interruption_is_one_line(
         raise KeyboardInterrupt
 
     monkeypatch.setitem(COMMANDS, "summary", interrupted)
-    assert "stopped" in error_of(["summary", "--run", str(tmp_path)], capsys)
+    assert "stopped" in error_of(["summary", str(tmp_path)], capsys)
 
 
 def test_an_option_takes_several_values_until_the_next_one() -> None:
