@@ -5,8 +5,10 @@ from fox.kernels.api import (
     forgetting_attention_varlen,
     forgetting_attention_with_kvcache,
 )
+from fox.kernels.blocked import computed_share
 
 __all__ = [
+    "computed_share",
     "forgetting_attention",
     "forgetting_attention_varlen",
     "forgetting_attention_with_kvcache",

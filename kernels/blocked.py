@@ -20,7 +20,7 @@ from torch import Tensor
 from fox.kernels import engines
 from fox.kernels.gates import log_gate_gradient, running_log_gates
 from fox.kernels.pruning import Pruning
-from fox.kernels.tiles import Lanes, Span, Tile, plan
+from fox.kernels.tiles import LARGEST_FALL, Lanes, Span, Tile, plan
 
 MATMUL_ROWS = 128
 MATMUL_PAIRS = 8
@@ -58,13 +58,13 @@ def blocked_attention(
     Args:
         engine: "aten" or "matmul"; None picks "aten" where it runs and works.
     """
+    engine = engine or _engine(q)
     with torch.autocast(q.device.type, enabled=False):
         running = running_log_gates(log_f, seq_start)
-        spans = _spans(q, k, seq_start, cu_seqlens_q, cu_seqlens_k)
-        host = running.cpu().numpy()
-        pruning = _pruning(q, k, host, softmax_scale, log_pruning_tolerance, logit_bound)
-        engine = engine or _engine(q)
-        tiles = plan(host, spans, _lanes(engine), pruning)
+        tiles, _ = _plan(
+            q, k, running, softmax_scale, seq_start, cu_seqlens_q, cu_seqlens_k,
+            log_pruning_tolerance, logit_bound, engine,
+        )  # fmt: skip
         return _forward(q, k, v, running, tiles, softmax_scale, engine)
 
 
@@ -102,8 +102,9 @@ def blocked_attention_backward(
     row_bytes = 4 * H * (3 * T + 2 * T_k) * (D + 1)
     engine = engine or _engine(q)
     with torch.autocast(q.device.type, enabled=False):
-        for b in torch.arange(B).split(max(1, SCRATCH_BYTES // max(1, row_bytes))):
-            b = slice(int(b[0]), int(b[-1]) + 1)
+        batch_rows = max(1, SCRATCH_BYTES // max(1, row_bytes))
+        for first in range(0, B, batch_rows):
+            b = slice(first, first + batch_rows)
             _backward(
                 *(x[b] for x in (d_out, d_lse, q, k, v, log_f, out, lse)),
                 (dq[b], dk[b], dv[b], d_log_f[b]),
@@ -168,6 +169,24 @@ def _lanes(engine: str) -> Lanes:
     return Lanes(rows=MATMUL_ROWS, pairs=MATMUL_PAIRS)
 
 
+def _plan(
+    q: Tensor,
+    k: Tensor,
+    running: Tensor,
+    scale: float,
+    seq_start: Tensor | None,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    tolerance: float | None,
+    bound: Tensor | None,
+    engine: str,
+) -> tuple[list[Tile], list[Span]]:
+    """The tiles of forward and backward alike, and the spans they compute."""
+    spans = _spans(q, k, seq_start, cu_seqlens_q, cu_seqlens_k)
+    host = running.cpu().numpy()
+    return plan(host, spans, _lanes(engine), _pruning(q, k, host, scale, tolerance, bound)), spans
+
+
 def _spans(
     q: Tensor,
     k: Tensor,
@@ -195,10 +214,13 @@ def _pruning(
     tolerance: float | None,
     bound: Tensor | None,
 ) -> Callable[[Span], np.ndarray] | None:
-    """The threshold of every span; None where the gates fall too little to drop anything."""
+    """The threshold of every span; None where the gates fall too little to drop much."""
+    fall = 0.0 if running.size == 0 else (running[..., 0] - running[..., -1]).max()
     if tolerance is None:
         tolerance = ROUNDING[_compute_dtype(q)]
-    if running.size == 0 or (running[..., 0] - running[..., -1]).max() < -tolerance:
+        if fall < LARGEST_FALL:
+            return None
+    if fall < -tolerance:
         return None
     return Pruning(q.transpose(1, 2), k.transpose(1, 2), scale, tolerance, bound).threshold
 
@@ -306,10 +328,9 @@ def _backward(
     dtype = _compute_dtype(q)
     backward = engines.aten_backward if engine == "aten" else engines.matmul_backward
     running = running_log_gates(log_f, seq_start)
-    spans = _spans(q, k, seq_start, cu_seqlens_q, cu_seqlens_k)
-    host = running.cpu().numpy()
-    pruning = _pruning(q, k, host, scale, tolerance, bound)
-    tiles = plan(host, spans, _lanes(engine), pruning)
+    tiles, _ = _plan(
+        q, k, running, scale, seq_start, cu_seqlens_q, cu_seqlens_k, tolerance, bound, engine
+    )
 
     # The spare column adds 1 * 1 to every score, which lse takes back below. In d_out and out it
     # turns the row sum of d_out * out into that sum - d_lse, which is what d_lse does to a row.
@@ -406,3 +427,32 @@ def cached_attention(
         tiles = plan(host, spans, _lanes(engine), pruning)
         out, _ = _forward(q, k, v, running, tiles, softmax_scale, engine)
         return out.to(q.dtype)
+
+
+def computed_share(
+    q: Tensor,
+    k: Tensor,
+    log_f: Tensor,
+    *,
+    softmax_scale: float | None = None,
+    seq_start: Tensor | None = None,
+    log_pruning_tolerance: float | None = None,
+    logit_bound: Tensor | None = None,
+) -> float:
+    """The share of visible scores (query, key at or before it) that the blocked backend computes.
+
+    Args:
+        q: (B, T, H, D). k: (B, T_k, H_kv, D). log_f: (B, T_k, H).
+        softmax_scale, seq_start, log_pruning_tolerance: as in forgetting_attention.
+        logit_bound: (B, H).
+
+    Returns:
+        At most 1, or 1 where nothing is visible. Forward and backward follow the same plan.
+    """
+    scale = 1 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale
+    running = running_log_gates(log_f, seq_start)
+    tiles, spans = _plan(
+        q, k, running, scale, seq_start, None, None, log_pruning_tolerance, logit_bound, _engine(q)
+    )
+    visible = sum(span.scores for span in spans)
+    return sum(tile.scores for tile in tiles) / visible if visible else 1.0

@@ -46,6 +46,11 @@ class Span(NamedTuple):
     def members(self) -> int:
         return (self.batch.stop - self.batch.start) * (self.heads.stop - self.heads.start)
 
+    @property
+    def scores(self) -> int:
+        rows = min(self.row1 - self.row0, self.key1 - self.key0)
+        return self.members * (rows * (self.key1 - self.key0) - rows * (rows - 1) // 2)
+
     def halves(self) -> tuple["Span", "Span"]:
         name = "batch" if self.batch.stop - self.batch.start > 1 else "heads"
         whole = getattr(self, name)
@@ -102,9 +107,9 @@ def plan(
             None keeps every key.
     """
     steep = None
-    if running.shape[-1] > 1:
+    if running.size and (running[..., 0] - running[..., -1]).max() >= -STEEP_STEP:
         steps = np.diff(running, axis=-1)
-        if steps.size and steps.min() <= STEEP_STEP:
+        if steps.min() <= STEEP_STEP:
             steep = (steps <= STEEP_STEP).astype(np.int8) + (steps <= RESET_STEP)
     tiles: list[Tile] = []
     for span in spans:
@@ -175,6 +180,8 @@ def _chunk_rows(falling: np.ndarray, largest: int | None) -> int:
     """Rows per chunk, so that the gate falls by at most LARGEST_FALL within any chunk."""
     length = falling.shape[-1]
     whole = length if largest is None else min(length, largest)
+    if (falling[..., 0] - falling[..., -1]).max() <= LARGEST_FALL:
+        return whole
     for rows in (whole, *(size for size in CHUNKS if size < whole)):
         last = np.minimum(np.arange(rows - 1, length + rows - 1, rows), length - 1)
         if (falling[..., ::rows] - falling[..., last]).max() <= LARGEST_FALL:
