@@ -83,16 +83,16 @@ class Speed(Callback):
         """Logs at the trainer's log interval."""
         assert isinstance(pl_module, FoxLM)
         self.steps += 1
-        if trainer.global_step % trainer.log_every_n_steps:
+        if not _is_time_to_log(trainer):
             return
         float(trainer.callback_metrics["train_loss"])  # waits for the device
         now = time.perf_counter()
         tokens = self.steps * pl_module.data.tokens_per_batch
         tokens_per_second = tokens / (now - self.since)
-        self.log("tokens_per_second", tokens_per_second)
+        pl_module.log("tokens_per_second", tokens_per_second)
         if self.peak_flops is not None and "16" in str(trainer.precision):
             flops = tokens_per_second * pl_module.flops_per_token()
-            self.log("mfu", flops / (self.peak_flops * trainer.world_size))
+            pl_module.log("mfu", flops / (self.peak_flops * trainer.world_size))
         self.steps, self.since = 0, now
 
 
@@ -130,7 +130,7 @@ class StepProgress(Callback):
         if not trainer.is_global_zero:
             return
         self.bar.update(self.task, completed=step)
-        if step % trainer.log_every_n_steps == 0:
+        if _is_time_to_log(trainer):
             names = {"train_loss": "loss", "learning_rate": "lr", "tokens_per_second": "tokens/s"}
             values = trainer.callback_metrics
             told = [f"{short} {values[name]:.4g}" for name, short in names.items()]
@@ -232,6 +232,10 @@ class Export(Callback):
             folder = Path(trainer.default_root_dir) / "model"
             pl_module.network.save_pretrained(folder)
             pl_module.data.tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def _is_time_to_log(trainer: Trainer) -> bool:
+    return trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
 
 def _step_is_whole(trainer: Trainer, batch_idx: int) -> bool:

@@ -1,6 +1,7 @@
 """TextData: from text, yours or the standard library's, to batches of packed rows."""
 
 from pathlib import Path
+from typing import Any
 
 from lightning import LightningDataModule
 from tokenizers import Tokenizer
@@ -156,4 +157,5 @@ class TextData(LightningDataModule):
         # The loader itself knows only what was drawn, which may be ahead of what was trained on.
         if self.trainer is None:
             return 0
-        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        total: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        return total.processed

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -65,7 +66,7 @@ class FoxLM(LightningModule):
         if self.net is None:
             self.net = FoxForCausalLM(self.config)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW and its schedule by tokens."""
         optimizer = adamw(self.network, self.learning_rate, self.weight_decay)
         total_tokens = self.trainer.max_steps * self.tokens_per_step
@@ -75,8 +76,10 @@ class FoxLM(LightningModule):
             tokens = step * self.tokens_per_step
             return warmup_cosine(tokens, self.warmup_tokens, total_tokens, floor)
 
-        scheduler = {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}
-        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
+        }
 
     @property
     def network(self) -> FoxForCausalLM:
@@ -112,9 +115,8 @@ class FoxLM(LightningModule):
         loss = self.network(**batch).loss
         if self.trainer.world_size > 1:
             # Gradients are averaged over devices, whose rows may hold unequal numbers of targets.
-            count = _num_targets(batch)
-            total = self.all_gather(count).sum()
-            loss = loss * count * self.trainer.world_size / total
+            count = _num_targets(batch).float()
+            loss = loss * count / self.trainer.strategy.reduce(count.clone(), reduce_op="mean")
         self.log("train_loss", loss.detach(), sync_dist=True)
         self.log("learning_rate", self._optimizer().param_groups[0]["lr"])
         self.log("tokens", float((self.global_step + 1) * self.tokens_per_step))
@@ -145,11 +147,14 @@ class FoxLM(LightningModule):
         """Logs the mean over tokens, exactly, and what follows from it."""
         sums = torch.stack([self.loss_sum, self.num_targets.double()])
         if self.trainer.world_size > 1:
-            sums = self.all_gather(sums).sum(0)
+            sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
         loss = float(sums[0] / sums[1])
-        self.log("val_loss", loss)
-        self.log("val_perplexity", math.exp(loss))
-        self.log("val_bits_per_byte", loss / math.log(2) / self.data.bytes_per_token)
+        # Equal on all devices by now; sync_dist only keeps Lightning from warning.
+        self.log("val_loss", loss, sync_dist=True)
+        self.log("val_perplexity", math.exp(loss), sync_dist=True)
+        self.log(
+            "val_bits_per_byte", loss / math.log(2) / self.data.bytes_per_token, sync_dist=True
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Puts the tokenizer in: a checkpoint can be used without the run's folder."""

@@ -113,7 +113,7 @@ class RunRecord(Callback):
         path = Path(trainer.default_root_dir) / "validation.json"
         step = trainer.global_step
         rows = json.loads(path.read_text(encoding="utf-8")) if step and path.is_file() else []
-        row = {"step": step, "tokens": step * pl_module.tokens_per_step}
+        row: dict[str, float] = {"step": step, "tokens": step * pl_module.tokens_per_step}
         for name in ("loss", "perplexity", "bits_per_byte"):
             row[name] = float(trainer.callback_metrics[f"val_{name}"])
         path.parent.mkdir(parents=True, exist_ok=True)

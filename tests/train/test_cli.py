@@ -268,3 +268,15 @@ def test_the_console_script_stops_on_sigint_and_goes_on(unbroken, experiment):
     assert 6 <= step <= 24
     fit("--ckpt_path", "last")
     assert (metrics(), validation()) == unbroken
+
+
+def test_two_processes_see_the_batches_and_the_losses_of_one(unbroken, experiment):
+    devices = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    command = [str(Path(sys.executable).parent / "fox-train"), *FIT, *devices]
+    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    for row, expected in zip(metrics(), unbroken[0], strict=True):
+        for name, value in expected.items():
+            assert bool(value) == bool(row[name])
+            assert not value or abs(float(row[name]) - float(value)) < 1e-3
+    last, expected = validation()[-1], unbroken[1][-1]
+    assert abs(last["loss"] - expected["loss"]) < 1e-4
