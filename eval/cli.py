@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, function in COMMANDS.items():
         meaning = (inspect.getdoc(function) or "").splitlines()[0]
         subparser = Parser(description=meaning)
-        one_folder = function is summary  # fox-eval summary runs/demo
+        one_folder = name == "summary"  # fox-eval summary runs/demo
         subparser.add_function_arguments(function, as_group=False, as_positional=one_folder)
         subcommands.add_subcommand(name, subparser, help=meaning)
     given = sys.argv[1:] if arguments is None else arguments

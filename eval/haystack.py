@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from fox.corpus import Document
 
 CANDIDATES = 16
+PROTOCOL = 1  # goes up when a key gets another prompt: stored answers are then void
 CONSONANTS, VOWELS = "BDFGKLMNPRSTVZ", "AEIOU"
 WORD = re.compile(r"[a-z]{4,}")
 
@@ -39,7 +40,9 @@ class Haystack:
         vocabulary = sorted(tokenizer.get_vocab().values())
         decoded = {id: tokenizer.decode([id], skip_special_tokens=False) for id in vocabulary}
         self.line_starts = {id for id, text in decoded.items() if text.startswith("\n")}
-        self.words = {id: text for id, text in decoded.items() if WORD.fullmatch(text)}
+        words = [(id, text) for id, text in decoded.items() if WORD.fullmatch(text)]
+        random.Random("words").shuffle(words)
+        self.words = dict(words)
         self.encoded: dict[int, list[int]] = {}  # by number of the document
 
     def check(self, length: int) -> None:
@@ -57,18 +60,21 @@ class Haystack:
     def prompt(self, key: Key) -> Prompt:
         """The prompt of exactly `length` tokens for (length, depth, seed, planted).
 
-        The text depends on the seed alone, name and values on length, depth and seed: a prompt and
-        its control differ in the needle, and in nothing else.
+        The text depends on the seed alone; the name on length, depth and seed; the values to
+        choose from are always the same, and the seeds of a cell ask for one after the other: a
+        model that likes one of them is right in a sixteenth of the prompts, and not by luck in
+        half of a cell. A prompt and its control differ in the needle alone.
 
         Raises:
             ValueError: too few words of one token, or a length that leaves no room for text.
         """
         length, depth, seed, planted = key
-        rng = random.Random(f"needle {length} {depth:.6f} {seed}")
+        first = random.Random(f"value {length} {depth:.6f}").randrange(CANDIDATES)
+        rng = random.Random(f"name {length} {depth:.6f} {seed}")
         name = "".join(rng.choice(letters) for letters in (CONSONANTS, VOWELS) * 3)
         question = self._ids(f'\n{name} = "')
-        values = self._values(question, name, rng)
-        answer = rng.choice(list(values))
+        values = self._values(question, name)
+        answer = list(values)[(first + seed) % CANDIDATES]
         needle = values[answer] if planted else []
         room = length - len(needle) - len(question)
         if room < 1:
@@ -91,12 +97,10 @@ class Haystack:
             self.encoded[number] = self._ids(self.documents[number].text.rstrip("\n") + "\n")
         return self.encoded[number]
 
-    def _values(self, question: list[int], name: str, rng: random.Random) -> dict[int, list[int]]:
+    def _values(self, question: list[int], name: str) -> dict[int, list[int]]:
         """CANDIDATES words that are one token right after the question, each with its needle."""
-        words = sorted(self.words)
-        rng.shuffle(words)
-        values = {}
-        for word in words:
+        values: dict[int, list[int]] = {}
+        for word in self.words:
             needle = self._ids(f'\n{name} = "{self.words[word]}"')
             if needle[: len(question) + 1] == [*question, word]:
                 values[word] = needle

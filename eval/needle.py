@@ -23,7 +23,7 @@ from rich.console import Console
 from torch import Tensor
 
 from fox.eval.files import write_csv, write_json
-from fox.eval.haystack import CANDIDATES, Haystack, Key, Prompt
+from fox.eval.haystack import CANDIDATES, PROTOCOL, Haystack, Key, Prompt
 from fox.eval.plots import heat_map, new_figure, save_figure
 from fox.eval.progress import progress
 from fox.eval.store import Store, fingerprint
@@ -64,7 +64,7 @@ def needle(
     haystack = Haystack(tokenizer, documents)
     haystack.check(max(lengths))
     folder = Path(output)
-    run = fingerprint(model, (tokenizer.to_str(), documents, CANDIDATES))
+    run = fingerprint(model, (tokenizer.to_str(), documents, PROTOCOL))
     store = Store(folder / "needle.jsonl", run)
     answer(grid, haystack.prompt, lambda ids: next_token_log_probs(model, ids.to(device)), store)
     wanted = set(grid)

@@ -84,9 +84,9 @@ def per_token_loss(
 
 
 def names(checkpoints: list[str]) -> list[str]:
-    """The shortest tails of the paths that tell the checkpoints apart."""
+    """Tails of the paths, of two parts or as many as tell the checkpoints apart."""
     parts = [Path(path).parts for path in checkpoints]
-    for count in range(1, max(map(len, parts)) + 1):
+    for count in range(2, max(map(len, parts)) + 2):
         tails = ["/".join(part[-count:]) for part in parts]
         if len(set(tails)) == len(tails):
             return tails

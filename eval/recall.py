@@ -4,7 +4,7 @@ A row is filler with four (key, value) pairs in it, and its last token is one of
 model shall say the key's value. FoX (Pro) and the Transformer (Pro) with RoPE, of the same size,
 train on the same short rows and are then asked in rows up to eight times as long.
 
-Legend: B batch, T time, P places of pairs in a row.
+Legend: B batch, T time.
 """
 
 from dataclasses import asdict
@@ -170,8 +170,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         table = [[right[depth, length] for length in LENGTHS] for depth in DEPTHS]
         rows = [f"{depth:.0%}" for depth in DEPTHS]
         heat_map(axes, table, rows, LENGTHS, result["training_length"])
-        times = LENGTHS[-1] // result["training_length"]
-        share = f"{mean_accuracy(model, LENGTHS[-1]):.0%} at {times} times the length"
+        share = f"{mean_accuracy(model, LENGTHS[-1]):.0%} right at length {LENGTHS[-1]}"
         axes.set_title(
             f"{model['name']}: {share}",
             loc="left",

@@ -181,5 +181,5 @@ def draw(
         axes.text(1, values["loss"], label, transform=axes.get_yaxis_transform(), va="center")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     plain_axes(axes, "Loss during pretraining", "tokens seen", "loss (nats per token)")
-    axes.legend(edgecolor="white", framealpha=1, loc="upper right")
+    axes.legend(edgecolor="white", framealpha=1, loc="upper right", bbox_to_anchor=(1, 0.92))
     save_figure(figure, path)

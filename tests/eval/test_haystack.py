@@ -74,6 +74,11 @@ def test_candidates_are_different_and_the_answer_is_one_of_them(haystack: Haysta
         assert prompt.answer in prompt.candidates
 
 
+def test_sixteen_seeds_of_a_cell_ask_for_each_candidate_once(haystack: Haystack) -> None:
+    prompts = [haystack.prompt((64, 0.5, seed, True)) for seed in range(CANDIDATES)]
+    assert sorted(prompt.answer for prompt in prompts) == sorted(prompts[0].candidates)
+
+
 def test_prompts_are_the_same_every_time(haystack: Haystack) -> None:
     key = (100, 0.25, 7, True)
     assert haystack.prompt(key) == Haystack(haystack.tokenizer, haystack.documents).prompt(key)

@@ -68,8 +68,10 @@ def test_bytes_are_counted_once_when_tokens_share_a_character() -> None:
     assert byte_ends(Document("a", "aé€b"), [1, 2, 2, 3, 4]) == [1, 3, 3, 6, 7]
 
 
-def test_names_are_the_shortest_tails_that_differ() -> None:
-    assert names(["runs/a/model"]) == ["model"]
+def test_names_are_short_tails_that_differ() -> None:
+    assert names(["last.ckpt"]) == ["last.ckpt"]
+    assert names(["runs/a/model"]) == ["a/model"]
+    assert names(["a/b/c", "d/b/c"]) == ["a/b/c", "d/b/c"]
     assert names(["runs/a/model", "runs/b/model"]) == ["a/model", "b/model"]
     with pytest.raises(ValueError, match="expected different checkpoints"):
         names(["runs/a", "runs/a"])
