@@ -151,7 +151,7 @@ def report(result: dict[str, Any]) -> None:
     print_line = Console(soft_wrap=True, highlight=False, markup=False).print
     for model in result["models"]:
         by_length = {length: mean_accuracy(model, length) for length in LENGTHS}
-        shares = ", ".join(f"{length}: {share:.0%}" for length, share in by_length.items())
+        shares = ", ".join(f"{length}: {share:.1%}" for length, share in by_length.items())
         print_line(f"recall, {model['name']}: right answers by length {shares}")
 
 
@@ -170,7 +170,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         table = [[right[depth, length] for length in LENGTHS] for depth in DEPTHS]
         rows = [f"{depth:.0%}" for depth in DEPTHS]
         heat_map(axes, table, rows, LENGTHS, result["training_length"])
-        share = f"{mean_accuracy(model, LENGTHS[-1]):.0%} right at length {LENGTHS[-1]}"
+        share = f"{mean_accuracy(model, LENGTHS[-1]):.1%} right at length {LENGTHS[-1]}"
         axes.set_title(
             f"{model['name']}: {share}",
             loc="left",

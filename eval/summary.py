@@ -130,8 +130,8 @@ def recall_lines(result: dict[str, Any]) -> list[Line]:
     for model in result["models"]:
         lengths = [cell["length"] for cell in model["cells"]]
         short, long = min(lengths), max(lengths)
-        right = f"{mean_accuracy(model, short):.0%} right at length {short}, "
-        right += f"{mean_accuracy(model, long):.0%} at {long}"
+        right = f"{mean_accuracy(model, short):.1%} right at length {short}, "
+        right += f"{mean_accuracy(model, long):.1%} at {long}"
         guess = result["chance"]["a value of the row"]
         beside = f"trained at {result['training_length']}, guessing {guess:.0%}"
         lines.append(line(f"recall, {model['name']}", right, beside))
