@@ -203,67 +203,82 @@ def forgetting_attention_with_kvcache(
         )
     if seq_start is not None:
         _check_integers("seq_start", seq_start, (B,), q, highest=S)
-    lengths = _append(k_cache, v_cache, lambda_cache, k, v, log_f, cache_seqlens, seq_start, H)
+    scale = 1 / math.sqrt(D) if softmax_scale is None else softmax_scale
+    bound = _check_pruning(log_pruning_tolerance, logit_bound, B, H, q)
+    filled = _check_appended(q, k_cache, k, v, log_f, cache_seqlens)
+    T_new = 0 if k is None else k.shape[1]
+    lengths = [n + T_new for n in filled]
     if min(lengths, default=T) < T:
         raise ValueError(
             f"q must have at most as many rows as slots are filled, but got T = {T} > "
             f"{min(lengths)}."
         )
-    scale = 1 / math.sqrt(D) if softmax_scale is None else softmax_scale
-    bound = _check_pruning(log_pruning_tolerance, logit_bound, B, H, q)
+    if k is not None and v is not None and log_f is not None:
+        log_f = _per_query_head(log_f, H)
+        _append(k_cache, v_cache, lambda_cache, k, v, log_f, filled, seq_start)
     return cached_attention(
         q, k_cache, v_cache, lambda_cache, lengths, scale, seq_start, log_pruning_tolerance, bound
     )
 
 
-def _append(
+def _check_appended(
+    q: Tensor,
     k_cache: Tensor,
-    v_cache: Tensor,
-    lambda_cache: Tensor,
     k: Tensor | None,
     v: Tensor | None,
     log_f: Tensor | None,
     cache_seqlens: int | Tensor | None,
-    seq_start: Tensor | None,
-    H: int,
 ) -> list[int]:
-    """Write the new keys, values and running gates; return the filled slots of each row."""
-    B, S = k_cache.shape[:2]
+    """The slots filled in each row of the cache before anything is appended."""
+    B, S, H_kv, D = k_cache.shape
     if isinstance(cache_seqlens, Tensor):
         _check_integers("cache_seqlens", cache_seqlens, (B,), k_cache, highest=S)
-        lengths = cache_seqlens.tolist()
+        filled = cache_seqlens.tolist()
     else:
-        lengths = [S if cache_seqlens is None else cache_seqlens] * B
+        filled = [S if cache_seqlens is None else cache_seqlens] * B
     if k is None and v is None and log_f is None:
-        return lengths
+        return filled
     if k is None or v is None or log_f is None:
         given = [n for n, x in (("k", k), ("v", v), ("log_f", log_f)) if x is not None]
         raise ValueError(f"k, v and log_f are appended together, but got only {given}.")
     if cache_seqlens is None:
         raise ValueError("cache_seqlens must say how many slots are filled when k is appended.")
     T_new = k.shape[1]
-    _check_gates(log_f, k, H)
-    if k.shape != v.shape or k.shape != (B, T_new, *k_cache.shape[2:]):
+    if k.shape != v.shape or tuple(k.shape) != (B, T_new, H_kv, D):
         raise ValueError(
-            f"k and v must have shape (B, T_new, H_kv, D) = ({B}, T_new, {k_cache.shape[2]}, "
-            f"{k_cache.shape[3]}) to fit the cache, but got {tuple(k.shape)} and {tuple(v.shape)}."
+            f"k and v must have shape (B, T_new, H_kv, D) = ({B}, {T_new}, {H_kv}, {D}) to fit "
+            f"the cache, but got {tuple(k.shape)} and {tuple(v.shape)}."
         )
-    if max(lengths, default=0) + T_new > S:
+    _check_gates(log_f, k, q.shape[2])
+    if max(filled, default=0) + T_new > S:
         raise ValueError(
-            f"the cache has S = {S} slots, but {max(lengths)} filled and {T_new} new tokens need "
-            f"{max(lengths) + T_new}. Build a longer cache."
+            f"the cache has S = {S} slots, but {max(filled)} filled and {T_new} new tokens need "
+            f"{max(filled) + T_new}. Build a longer cache."
         )
-    log_f = _per_query_head(log_f, H)
-    same = len(set(lengths)) <= 1
-    for b in [slice(None)] if same else [slice(b, b + 1) for b in range(B)]:
-        filled = lengths[b.start or 0] if B else 0
-        new = slice(filled, filled + T_new)
+    return filled
+
+
+def _append(
+    k_cache: Tensor,
+    v_cache: Tensor,
+    lambda_cache: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_f: Tensor,
+    filled: list[int],
+    seq_start: Tensor | None,
+) -> None:
+    """Write new keys, values and running gates behind the filled slots of each row."""
+    B, T_new = k.shape[:2]
+    together = [slice(0, B)] if len(set(filled)) == 1 else [slice(b, b + 1) for b in range(B)]
+    for b in together:
+        first = filled[b.start]
+        new = slice(first, first + T_new)
         k_cache[b, new] = k[b]
         v_cache[b, new] = v[b]
-        total = lambda_cache[b, filled - 1] if filled else None
-        start = None if seq_start is None else seq_start[b] - filled
+        total = lambda_cache[b, first - 1] if first else None
+        start = None if seq_start is None else seq_start[b] - first
         lambda_cache[b, new] = running_log_gates(log_f[b], start, total).transpose(1, 2)
-    return [length + T_new for length in lengths]
 
 
 def _reference_varlen(
@@ -294,7 +309,9 @@ def _reference_varlen(
 def _autocast(q: Tensor, k: Tensor, v: Tensor, log_f: Tensor) -> tuple[Tensor, ...]:
     """What autocast would do to attention: q, k, v to its dtype, gates to float32."""
     device = q.device.type
-    if not torch.is_autocast_enabled(device) or q.dtype == torch.float64:
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return q, k, v, log_f
+    if q.dtype == torch.float64:
         return q, k, v, log_f
     dtype = torch.get_autocast_dtype(device)
     return q.to(dtype), k.to(dtype), v.to(dtype), log_f.float()

@@ -47,7 +47,7 @@ def running_log_gates(
         steps.masked_fill_(padding(log_f, seq_start).transpose(1, 2), 0.0)
     if total is not None and steps.shape[-1]:
         steps[..., 0] += total
-    return torch.cumsum(steps, -1, out=steps)
+    return steps.cumsum_(-1)
 
 
 def log_gate_gradient(d_lambda: Tensor, log_f: Tensor, seq_start: Tensor | None = None) -> Tensor:

@@ -51,12 +51,7 @@ def reference_attention(
     decay = (running[:, :, rows, None] - running[:, :, None, :]).to(dtype)
     scores = softmax_scale * (q @ k.transpose(-1, -2)) + decay
     scores = scores.masked_fill(~visible, float("-inf"))
-    if T_k == 0:
-        return scores.new_zeros(q.shape).transpose(1, 2), scores.new_zeros(B, H, T) - float("inf")
-    empty = ~visible.any(-1, keepdim=True)
-    highest = scores.detach().amax(-1, keepdim=True).masked_fill(empty, 0.0)
-    weights = (scores - highest).exp()  # (B, H, T, T_k)
-    mass = weights.sum(-1, keepdim=True).masked_fill(empty, 1.0)
-    out = (weights / mass) @ v
-    lse = (mass.log() + highest).masked_fill(empty, float("-inf")).squeeze(-1)
-    return out.transpose(1, 2), lse
+    lse = scores.logsumexp(-1)  # (B, H, T)
+    empty = ~visible.any(-1)
+    weights = (scores - lse.masked_fill(empty, 0.0).unsqueeze(-1)).exp()
+    return (weights @ v).transpose(1, 2), lse
