@@ -10,7 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from fox.kernels.blocked import blocked_attention, cached_attention
+from fox.kernels.blocked import blocked_attention
+from fox.kernels.cached import cached_attention
 from fox.kernels.gates import running_log_gates
 from fox.kernels.reference import reference_attention
 

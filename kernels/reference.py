@@ -30,8 +30,8 @@ def reference_attention(
         sees no key has out 0 and lse -inf.
     """
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    B, T, H, _ = q.shape
-    T_k, H_kv = k.shape[1], k.shape[2]
+    T, H = q.shape[1:3]
+    T_k, H_kv = k.shape[1:3]
     q = q.to(dtype).transpose(1, 2)  # (B, H, T, D)
     k, v = (
         x.to(dtype).transpose(1, 2).repeat_interleave(H // H_kv, dim=1) for x in (k, v)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from fox.kernels import computed_share, forgetting_attention
-from fox.kernels.blocked import _plan
+from fox.kernels.blocked import _spans
 from fox.kernels.gates import running_log_gates
+from fox.kernels.tiled import tiles_for
 from fox.kernels.tiles import Lanes, Span, Tile, key_starts, plan
 
 Inputs = Callable[..., list[Tensor]]
@@ -31,9 +32,9 @@ def computed(tiles: list[Tile], B: int, H: int, T: int, T_k: int) -> np.ndarray:
 
 def tiles_of(inputs: list[Tensor], engine: str, **options: object) -> list[Tile]:
     q, k, _, log_f = inputs
-    running = running_log_gates(log_f, options.get("start"))
-    tolerance, bound = options.get("tolerance"), options.get("bound")
-    return _plan(q, k, running, 0.25, options.get("start"), None, None, tolerance, bound, engine)[0]
+    start, tolerance = options.get("start"), options.get("tolerance")
+    spans = _spans(q, k, start, None, None)
+    return tiles_for(q, k, running_log_gates(log_f, start), spans, 0.25, tolerance, None, engine)
 
 
 @pytest.mark.parametrize("engine", ["aten", "matmul"])

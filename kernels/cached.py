@@ -1,0 +1,60 @@
+"""Attention of the last rows of a cache to all it holds: what decoding runs.
+
+Legend: B batch, T query rows, S slots, N filled slots, H query heads, H_kv key heads, D head size.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fox.kernels.tiled import choose_engine, compute_dtype, forward_tiles, tiles_for
+from fox.kernels.tiles import Span
+
+
+def cached_attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    lambda_cache: Tensor,
+    lengths: list[int],
+    softmax_scale: float,
+    seq_start: Tensor | None,
+    log_pruning_tolerance: float | None,
+    logit_bound: Tensor | None,
+) -> Tensor:
+    """Rows of q at the end of lengths[b] slots, from running gates (B, S, H); see api.py."""
+    B, T, H, _ = q.shape
+    N = max(lengths, default=0)
+    k, v = k_cache[:, :N], v_cache[:, :N]
+    running = lambda_cache[:, :N].transpose(1, 2)  # (B, H, N)
+    with torch.autocast(q.device.type, enabled=False):
+        if T == 1 and len(set(lengths)) == 1 and log_pruning_tolerance is None:
+            return _one_row(q, k, v, running, softmax_scale, seq_start)
+        starts = [0] * B if seq_start is None else seq_start.tolist()
+        ends = list(zip(starts, lengths, strict=True))
+        if len(set(ends)) == 1:
+            spans = [Span(slice(0, B), slice(0, H), 0, T, *ends[0])]
+        else:
+            spans = [Span(slice(b, b + 1), slice(0, H), 0, T, *end) for b, end in enumerate(ends)]
+        running, engine = running.contiguous(), choose_engine(q)
+        tiles = tiles_for(
+            q, k, running, spans, softmax_scale, log_pruning_tolerance, logit_bound, engine
+        )
+        out, _ = forward_tiles(q, k, v, running, tiles, softmax_scale, engine)
+        return out.to(q.dtype)
+
+
+def _one_row(
+    q: Tensor, k: Tensor, v: Tensor, running: Tensor, scale: float, seq_start: Tensor | None
+) -> Tensor:
+    """One row sees every key, so its decay is an ordinary mask: (B, 1, H, D)."""
+    dtype = compute_dtype(q)
+    bias = (running[..., -1:] - running).to(dtype)  # (B, H, N)
+    if seq_start is not None:
+        hidden = torch.arange(k.shape[1], device=q.device) < seq_start[:, None]
+        bias = bias.masked_fill(hidden[:, None], float("-inf"))
+    heads = (x.transpose(1, 2).to(dtype) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(
+        *heads, attn_mask=bias.unsqueeze(2), scale=scale, enable_gqa=k.shape[2] != q.shape[2]
+    )
+    return out.transpose(1, 2).to(q.dtype)
