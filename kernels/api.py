@@ -298,9 +298,9 @@ def _reference_varlen(
         borders_q[:-1], borders_q[1:], borders_k[:-1], borders_k[1:], strict=True
     ):
         blind = max(q1 - q0 - (k1 - k0), 0)
+        rows, keys = slice(q0 + blind, q1), slice(k0, k1)
         out, lse = reference_attention(
-            *(x.unsqueeze(0) for x in (q[q0 + blind : q1], k[k0:k1], v[k0:k1], log_f[k0:k1])),
-            scale,
+            q[None, rows], k[None, keys], v[None, keys], log_f[None, keys], scale
         )
         outs.append(torch.cat([out.new_zeros(blind, *q.shape[1:]), out[0]]))
         lses.append(torch.cat([lse.new_full((q.shape[1], blind), -math.inf), lse[0]], dim=1))

@@ -12,13 +12,7 @@ import torch
 from torch import Tensor
 
 from fox.kernels.gates import log_gate_gradient, running_log_gates
-from fox.kernels.tiled import (
-    backward_tiles,
-    choose_engine,
-    compute_dtype,
-    forward_tiles,
-    tiles_for,
-)
+from fox.kernels.tiled import backward_tiles, compute_dtype, forward_tiles, prepare
 from fox.kernels.tiles import Span
 
 # The backward pass copies q, k, v, out and d_out next to a spare column; it takes as many batch
@@ -45,14 +39,12 @@ def blocked_attention(
     Args:
         engine: "aten" or "matmul"; None picks "aten" where it runs and works.
     """
-    engine = engine or choose_engine(q)
     with torch.autocast(q.device.type, enabled=False):
         running = running_log_gates(log_f, seq_start)
         spans = _spans(q, k, seq_start, cu_seqlens_q, cu_seqlens_k)
-        tiles = tiles_for(
-            q, k, running, spans, softmax_scale, log_pruning_tolerance, logit_bound, engine
-        )
-        return forward_tiles(q, k, v, running, tiles, softmax_scale, engine)
+        tolerance, bound = log_pruning_tolerance, logit_bound
+        work = prepare(q, k, running, spans, softmax_scale, tolerance, bound, engine)
+        return forward_tiles(q, k, v, work)
 
 
 @blocked_attention.register_fake
@@ -87,21 +79,19 @@ def blocked_attention_backward(
         torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, log_f)
     )
     row_bytes = 4 * H * (3 * T + 2 * T_k) * (D + 1)
-    engine = engine or choose_engine(q)
     batch_rows = max(1, SCRATCH_BYTES // max(1, row_bytes))
+    tolerance = log_pruning_tolerance
     with torch.autocast(q.device.type, enabled=False):
         for first in range(0, B, batch_rows):
             b = slice(first, first + batch_rows)
             start = None if seq_start is None else seq_start[b]
             bound = None if logit_bound is None else logit_bound[b]
             running = running_log_gates(log_f[b], start)
-            spans = _spans(q[b], k, start, cu_seqlens_q, cu_seqlens_k)
-            tiles = tiles_for(
-                q[b], k[b], running, spans, softmax_scale, log_pruning_tolerance, bound, engine
-            )
+            spans = _spans(q[b], k[b], start, cu_seqlens_q, cu_seqlens_k)
+            work = prepare(q[b], k[b], running, spans, softmax_scale, tolerance, bound, engine)
             d_lambda = backward_tiles(
-                *(x[b] for x in (d_out, d_lse, q, k, v, out, lse)),
-                running, tiles, softmax_scale, engine, (dq[b], dk[b], dv[b]),
+                d_out[b], d_lse[b], q[b], k[b], v[b], out[b], lse[b],
+                work, (dq[b], dk[b], dv[b]),
             )  # fmt: skip
             d_log_f[b] = log_gate_gradient(d_lambda, log_f[b], start)
     if cu_seqlens_k is not None:
@@ -186,8 +176,6 @@ def computed_share(
     scale = 1 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale
     running = running_log_gates(log_f, seq_start)
     spans = _spans(q, k, seq_start, None, None)
-    tiles = tiles_for(
-        q, k, running, spans, scale, log_pruning_tolerance, logit_bound, choose_engine(q)
-    )
+    work = prepare(q, k, running, spans, scale, log_pruning_tolerance, logit_bound)
     visible = sum(span.scores for span in spans)
-    return sum(tile.scores for tile in tiles) / visible if visible else 1.0
+    return sum(tile.scores for tile in work.tiles) / visible if visible else 1.0

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fox.kernels.tiled import choose_engine, compute_dtype, forward_tiles, tiles_for
+from fox.kernels.tiled import compute_dtype, forward_tiles, prepare
 from fox.kernels.tiles import Span
 
 
@@ -36,11 +36,9 @@ def cached_attention(
             spans = [Span(slice(0, B), slice(0, H), 0, T, *ends[0])]
         else:
             spans = [Span(slice(b, b + 1), slice(0, H), 0, T, *end) for b, end in enumerate(ends)]
-        running, engine = running.contiguous(), choose_engine(q)
-        tiles = tiles_for(
-            q, k, running, spans, softmax_scale, log_pruning_tolerance, logit_bound, engine
-        )
-        out, _ = forward_tiles(q, k, v, running, tiles, softmax_scale, engine)
+        tolerance, bound = log_pruning_tolerance, logit_bound
+        work = prepare(q, k, running.contiguous(), spans, softmax_scale, tolerance, bound)
+        out, _ = forward_tiles(q, k, v, work)
         return out.to(q.dtype)
 
 
@@ -53,8 +51,9 @@ def _one_row(
     if seq_start is not None:
         hidden = torch.arange(k.shape[1], device=q.device) < seq_start[:, None]
         bias = bias.masked_fill(hidden[:, None], float("-inf"))
-    heads = (x.transpose(1, 2).to(dtype) for x in (q, k, v))
+    wide_q, wide_k, wide_v = (x.transpose(1, 2).to(dtype) for x in (q, k, v))
+    grouped = k.shape[2] != q.shape[2]
     out = F.scaled_dot_product_attention(
-        *heads, attn_mask=bias.unsqueeze(2), scale=scale, enable_gqa=k.shape[2] != q.shape[2]
+        wide_q, wide_k, wide_v, attn_mask=bias.unsqueeze(2), scale=scale, enable_gqa=grouped
     )
     return out.transpose(1, 2).to(q.dtype)

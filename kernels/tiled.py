@@ -11,6 +11,7 @@ Legend: B batch, T query rows, T_k keys, H query heads, H_kv key heads, D head s
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from fox.kernels import engines
 from fox.kernels.pruning import Pruning
-from fox.kernels.tiles import LARGEST_FALL, Lanes, Span, Tile, plan
+from fox.kernels.tiles import LARGEST_FALL, Lanes, Span, Tile, plan, references
 
 MATMUL_LANES = Lanes(rows=128, pairs=8)
 
@@ -43,7 +44,27 @@ def choose_engine(q: Tensor) -> str:
     return "aten" if on_cpu and engines.aten_works() else "matmul"
 
 
-def tiles_for(
+class Pass(NamedTuple):
+    """A plan with the numbers it needs.
+
+    Args:
+        tiles: what to compute, the causal tile of a row first.
+        running: (B, H, T_k) float64 running log gates.
+        reference: (B, H, T_k) float64, lambda_ref of the chunk at each position.
+        bias: (B, H, T_k), lambda_ref - lambda_j within the chunk, in the compute dtype.
+        scale: factor on the dot products.
+        engine: "aten" or "matmul".
+    """
+
+    tiles: list[Tile]
+    running: Tensor
+    reference: Tensor
+    bias: Tensor
+    scale: float
+    engine: str
+
+
+def prepare(
     q: Tensor,
     k: Tensor,
     running: Tensor,
@@ -51,12 +72,16 @@ def tiles_for(
     scale: float,
     tolerance: float | None,
     bound: Tensor | None,
-    engine: str,
-) -> list[Tile]:
-    """The plan for inputs q (B, T, H, D), k (B, T_k, H_kv, D), running (B, H, T_k)."""
+    engine: str | None = None,
+) -> Pass:
+    """Plan a pass over q (B, T, H, D), k (B, T_k, H_kv, D), running gates (B, H, T_k)."""
+    engine = engine or choose_engine(q)
     lanes = Lanes(None, torch.get_num_threads()) if engine == "aten" else MATMUL_LANES
     host = running.cpu().numpy()
-    return plan(host, spans, lanes, _threshold(q, k, host, scale, tolerance, bound))
+    tiles = plan(host, spans, lanes, _threshold(q, k, host, scale, tolerance, bound))
+    reference = torch.from_numpy(references(host, tiles)).to(running.device)
+    bias = (reference - running).to(compute_dtype(q))
+    return Pass(tiles, running, reference, bias, scale, engine)
 
 
 def _threshold(
@@ -78,32 +103,23 @@ def _threshold(
     return Pruning(q.transpose(1, 2), k.transpose(1, 2), scale, tolerance, bound).threshold
 
 
-def forward_tiles(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    running: Tensor,
-    tiles: list[Tile],
-    scale: float,
-    engine: str,
-) -> tuple[Tensor, Tensor]:
+def forward_tiles(q: Tensor, k: Tensor, v: Tensor, work: Pass) -> tuple[Tensor, Tensor]:
     """out (B, T, H, D) and lse (B, H, T); rows without a tile get 0 and -inf."""
     B, T, H, D = q.shape
     dtype = compute_dtype(q)
-    forward = engines.aten_forward if engine == "aten" else engines.matmul_forward
-    lse = q.new_full((B, H, T), -math.inf, dtype=dtype)
-    only = _only_tile(tiles, q, k)
+    forward = engines.aten_forward if work.engine == "aten" else engines.matmul_forward
+    only = _only_tile(work.tiles, q, k)
     q, k, v = q.transpose(1, 2).to(dtype), _wide_heads(k, H).to(dtype), _wide_heads(v, H).to(dtype)
     if only is not None:
-        part, part_lse = forward(q, k, v, _bias(running, only, dtype), True, scale)
-        torch.add(part_lse, _row_decay(running, only), out=lse)
-        return part.transpose(1, 2).contiguous(), lse
+        out, lse = forward(q, k, v, _bias(work, only), True, work.scale)
+        return out.transpose(1, 2).contiguous(), (lse - work.bias).contiguous()
     out = q.new_zeros(B, T, H, D).transpose(1, 2)
-    for tile in tiles:
-        bias = _bias(running, tile, dtype)
+    lse = q.new_full((B, H, T), -math.inf)
+    for tile in work.tiles:
         part, part_lse = forward(
-            _rows(q, tile), _keys(k, tile), _keys(v, tile), bias, tile.causal, scale
-        )
+            _rows(q, tile), _keys(k, tile), _keys(v, tile), _bias(work, tile), tile.causal,
+            work.scale,
+        )  # fmt: skip
         whole, whole_lse = _rows(out, tile), _rows(lse, tile)
         if tile.causal:
             whole.copy_(part)
@@ -111,10 +127,8 @@ def forward_tiles(
         else:
             whole.lerp_(part, torch.sigmoid(part_lse - whole_lse).unsqueeze(-1))
             whole_lse.copy_(torch.logaddexp(whole_lse, part_lse))
-    for tile in tiles:
-        if tile.causal:
-            _rows(lse, tile).add_(_row_decay(running, tile))
-    return out.transpose(1, 2), lse
+    # The bias per key leaves lambda_i - lambda_ref out of the scores of row i.
+    return out.transpose(1, 2), lse.sub_(_at_rows(work, T))
 
 
 def backward_tiles(
@@ -125,23 +139,20 @@ def backward_tiles(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
-    running: Tensor,
-    tiles: list[Tile],
-    scale: float,
-    engine: str,
+    work: Pass,
     gradients: tuple[Tensor, Tensor, Tensor],
 ) -> Tensor:
     """Write dq, dk, dv into gradients; return row minus column sums, (B, H, T_k) float64."""
     B, T, H, D = q.shape
     T_k = k.shape[1]
     dtype = compute_dtype(q)
-    backward = engines.aten_backward if engine == "aten" else engines.matmul_backward
+    backward = engines.aten_backward if work.engine == "aten" else engines.matmul_backward
 
     # The spare column adds 1 * 1 to every score, which lse takes back below. In d_out and out it
     # turns the row sum of d_out * out into that sum - d_lse, which is what d_lse does to a row.
     wide_q, wide_d_out, wide_out = q.new_empty(3, B, H, T, D + 1, dtype=dtype)
     wide_k, wide_v = q.new_empty(2, B, H, T_k, D + 1, dtype=dtype)
-    torch.mul(q.transpose(1, 2), scale, out=wide_q[..., :D])
+    torch.mul(q.transpose(1, 2), work.scale, out=wide_q[..., :D])
     torch.mul(d_out.transpose(1, 2), 2.0**GRADIENT_LIFT, out=wide_d_out[..., :D])
     wide_out[..., :D].copy_(out.transpose(1, 2))
     wide_k[..., :D].copy_(_wide_heads(k, H))
@@ -152,44 +163,62 @@ def backward_tiles(
     wide_d_out[..., D] = 2.0**GRADIENT_LIFT
     torch.neg(d_lse, out=wide_out[..., D])
 
-    frame = lse + (1.0 - WEIGHT_LIFT * math.log(2))
-    for tile in tiles:
-        if tile.causal:
-            _rows(frame, tile).sub_(_row_decay(running, tile))
-    only = _only_tile(tiles, q, k)
+    frame = (lse + (1.0 - WEIGHT_LIFT * math.log(2))).add_(_at_rows(work, T))
+    only = _only_tile(work.tiles, q, k)
     if only is not None:
-        bias = _bias(running, only, dtype)
+        bias = _bias(work, only)
         dq, dk, dv = backward(wide_d_out, wide_q, wide_k, wide_v, wide_out, frame, bias, True, 1.0)
     else:
         dq, dk, dv = (torch.zeros_like(x) for x in (wide_q, wide_k, wide_v))
-        for tile in tiles:
+        for tile in work.tiles:
             parts = backward(
                 _rows(wide_d_out, tile), _rows(wide_q, tile), _keys(wide_k, tile),
                 _keys(wide_v, tile), _rows(wide_out, tile), _rows(frame, tile),
-                _bias(running, tile, dtype), tile.causal, 1.0,
+                _bias(work, tile), tile.causal, 1.0,
             )  # fmt: skip
             _rows(dq, tile).add_(parts[0])
             _keys(dk, tile).add_(parts[1])
             _keys(dv, tile).add_(parts[2])
 
-    _unlift(dq[..., :D], scale * UNLIFT, gradients[0])
+    _unlift(dq[..., :D], work.scale * UNLIFT, gradients[0])
     _unlift(dk[..., :D], UNLIFT, gradients[1])
     _unlift(dv[..., :D], UNLIFT, gradients[2])
     d_lambda = dk[..., D].double().neg_()
-    for tile in tiles:
-        if tile.causal:
-            _view(d_lambda, tile, tile.position, tile.rows).add_(_rows(dq[..., D], tile))
+    if _aligned(work, T):
+        d_lambda[..., T_k - T :] += dq[..., D]
+    else:
+        for tile in work.tiles:
+            if tile.causal:
+                _keys(d_lambda, tile).add_(_rows(dq[..., D], tile))
     return d_lambda.mul_(UNLIFT)
+
+
+def _aligned(work: Pass, T: int) -> bool:
+    """Whether row i stands at T_k - T + i in every tile, as it does unless sequences are packed."""
+    shift = work.running.shape[-1] - T
+    return all(tile.position - tile.row == shift for tile in work.tiles)
+
+
+def _at_rows(work: Pass, T: int) -> Tensor:
+    """The bias at the position of each row, (B, H, T); 0 for rows without a tile."""
+    if _aligned(work, T):
+        return work.bias[..., work.bias.shape[-1] - T :]
+    rows = work.bias.new_zeros(*work.bias.shape[:2], T)
+    for tile in work.tiles:
+        if tile.causal:
+            _rows(rows, tile).copy_(_keys(work.bias, tile))
+    return rows
 
 
 def _view(x: Tensor, tile: Tile, start: int, length: int) -> Tensor:
     """The tile's part of x (B, H, T, ...): (batch, heads, length, ...), chunks as the batch."""
-    part = x[tile.batch, tile.heads, start : start + (tile.count - 1) * tile.rows + length]
-    if tile.count == 1:
+    part = x[tile.batch, tile.heads, start : start + (tile.chunks - 1) * tile.rows + length]
+    if tile.chunks == 1:
         return part
     _, heads, time, *rest = part.stride()
     return part.as_strided(
-        (tile.count, part.shape[1], length, *part.shape[3:]), (tile.rows * time, heads, time, *rest)
+        (tile.chunks, part.shape[1], length, *part.shape[3:]),
+        (tile.rows * time, heads, time, *rest),
     )
 
 
@@ -201,20 +230,12 @@ def _keys(x: Tensor, tile: Tile) -> Tensor:
     return _view(x, tile, tile.key, tile.keys)
 
 
-def _reference(running: Tensor, tile: Tile) -> Tensor:
-    """The middle of the running gates of each chunk of rows, (batch, heads, 1) float64."""
-    chunk = _view(running, tile, tile.position, tile.rows)
-    return (chunk[..., :1] + chunk[..., -1:]) * 0.5
-
-
-def _bias(running: Tensor, tile: Tile, dtype: torch.dtype) -> Tensor:
-    bias = _reference(running, tile) - _keys(running, tile)
-    return bias.to(dtype).unsqueeze(-2)
-
-
-def _row_decay(running: Tensor, tile: Tile) -> Tensor:
-    """lambda_i - lambda_ref, what the bias per key leaves out of a row's lse."""
-    return _view(running, tile, tile.position, tile.rows) - _reference(running, tile)
+def _bias(work: Pass, tile: Tile) -> Tensor:
+    """What the tile adds to the scores of each key, (batch, heads, 1, keys)."""
+    if tile.causal:
+        return _keys(work.bias, tile).unsqueeze(-2)
+    reference = _view(work.reference, tile, tile.position, 1)
+    return (reference - _keys(work.running, tile)).to(work.bias.dtype).unsqueeze(-2)
 
 
 def _wide_heads(x: Tensor, heads: int) -> Tensor:

@@ -1,6 +1,6 @@
 """Which rows meet which keys: the plan that every blocked computation follows.
 
-A tile is one call of an engine: `count` chunks of `rows` queries, each against `keys` keys. A
+A tile is one call of an engine: a number of chunks of `rows` queries, each against `keys` keys. A
 causal tile is the chunk against itself; every other tile lies entirely in the past of its rows, so
 no tile needs a mask. Rows are cut where a gate resets (nothing behind is visible) and where the
 running gate would fall too far within a chunk for one float32 number per key.
@@ -8,6 +8,7 @@ running gate would fall too far within a chunk for one float32 number per key.
 Legend: B batch, H query heads, T_k keys; a position is an index among the keys.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -52,17 +53,23 @@ class Span(NamedTuple):
         return self.members * (rows * (self.key1 - self.key0) - rows * (rows - 1) // 2)
 
     def halves(self) -> tuple["Span", "Span"]:
-        name = "batch" if self.batch.stop - self.batch.start > 1 else "heads"
-        whole = getattr(self, name)
-        middle = (whole.start + whole.stop) // 2
+        first, last = self.batch.start, self.batch.stop
+        if last - first > 1:
+            middle = (first + last) // 2
+            return (
+                self._replace(batch=slice(first, middle)),
+                self._replace(batch=slice(middle, last)),
+            )
+        first, last = self.heads.start, self.heads.stop
+        middle = (first + last) // 2
         return (
-            self._replace(**{name: slice(whole.start, middle)}),
-            self._replace(**{name: slice(middle, whole.stop)}),
+            self._replace(heads=slice(first, middle)),
+            self._replace(heads=slice(middle, last)),
         )
 
 
 class Tile(NamedTuple):
-    """Chunk c of `count` holds rows [row + c rows, + rows) and keys [key + c rows, + keys)."""
+    """Chunk c of `chunks` holds rows [row + c rows, + rows) and keys [key + c rows, + keys)."""
 
     batch: slice
     heads: slice
@@ -71,7 +78,7 @@ class Tile(NamedTuple):
     key: int
     rows: int
     keys: int
-    count: int
+    chunks: int
 
     @property
     def causal(self) -> bool:
@@ -81,7 +88,7 @@ class Tile(NamedTuple):
     def scores(self) -> int:
         members = (self.batch.stop - self.batch.start) * (self.heads.stop - self.heads.start)
         chunk = self.rows * (self.rows + 1) // 2 if self.causal else self.rows * self.keys
-        return members * self.count * chunk
+        return members * self.chunks * chunk
 
 
 class Lanes(NamedTuple):
@@ -152,23 +159,35 @@ def _chunks(
     falling = running[span.batch, span.heads]
     rows = _chunk_rows(falling[..., span.key1 - length : span.key1], lanes.rows)
     if threshold is None:
-        return list(_tiles(span, rows, None, lanes))
+        first = np.arange(span.key1 - length, span.key1, rows)
+        return list(_tiles(span, rows, first - span.key0))
 
     floor = threshold(span)
-    together, best_rows, best_reach = np.inf, rows, None
+    cost, best_rows, best_reach = math.inf, rows, np.zeros(0, dtype=np.int64)
     alone = np.full(falling.shape[:2], np.inf)
     for size in sorted({rows, *(min(rows, size) for size in PRUNED_CHUNKS)}):
         reach = _reach(falling, floor, span, size)  # (batch, heads, chunks)
         chunk = np.minimum(size, length - size * np.arange(reach.shape[-1]))
         widest = reach.max((0, 1))
-        calls = 2 * len(chunk) if span.members >= lanes.pairs else 2
-        cost = span.members * _cost(chunk, widest) + CALL * lanes.pairs * calls
-        if cost < together:
-            together, best_rows, best_reach = cost, size, widest
+        together = span.members * float(_cost(chunk, widest))
+        together += CALL * lanes.pairs * _calls(span, size, widest)
+        if together < cost:
+            cost, best_rows, best_reach = together, size, widest
         alone = np.minimum(alone, _cost(chunk, reach) + CALL * lanes.pairs * 2)
-    if span.members > 1 and together > 1.05 * alone.sum():
+    if span.members > 1 and cost > 1.05 * alone.sum():
         return [t for h in span.halves() for t in _chunks(h, running, lanes, threshold)]
-    return list(_tiles(span, best_rows, best_reach, lanes))
+    return list(_tiles(span, best_rows, best_reach))
+
+
+def _calls(span: Span, rows: int, reach: np.ndarray) -> int:
+    """Engine calls for a span: chunk by chunk for all batch rows, or all chunks per batch row."""
+    return min(
+        2 * len(reach), _calls_per_batch_row(rows, reach) * (span.batch.stop - span.batch.start)
+    )
+
+
+def _calls_per_batch_row(rows: int, reach: np.ndarray) -> int:
+    return 1 + -(-int(reach.max()) // rows)
 
 
 def _cost(chunk: np.ndarray, reach: np.ndarray) -> np.ndarray:
@@ -213,23 +232,20 @@ def key_starts(running: np.ndarray, first: np.ndarray, floor: np.ndarray) -> np.
     )
 
 
-def _tiles(span: Span, rows: int, reach: np.ndarray | None, lanes: Lanes) -> Iterator[Tile]:
-    """Tiles of a span in chunks of `rows`, chunk c seeing reach[c] keys before it (None: all)."""
+def _tiles(span: Span, rows: int, reach: np.ndarray) -> Iterator[Tile]:
+    """Tiles of a span in chunks of `rows`, chunk c seeing reach[c] keys before it."""
     length = span.row1 - span.row0
     row, position = span.row0, span.key1 - length
-    if reach is None:
-        reach = np.arange(position, span.key1, rows) - span.key0
-    count = length // rows
-    if span.members >= lanes.pairs:
-        count = 0
-    elif count > 1:
+    batch_rows = span.batch.stop - span.batch.start
+    chunks = length // rows
+    if chunks < 2 or batch_rows * _calls_per_batch_row(rows, reach) > 2 * len(reach):
+        chunks = 0
+    else:
         for b in range(span.batch.start, span.batch.stop):
             one = span._replace(batch=slice(b, b + 1))
-            yield Tile(one.batch, span.heads, row, position, position, rows, rows, count)
-            yield from _past(one, rows, reach[:count])
-    if count == 1:
-        count = 0
-    for chunk in range(count, len(reach)):
+            yield Tile(one.batch, span.heads, row, position, position, rows, rows, chunks)
+            yield from _past(one, rows, reach[:chunks])
+    for chunk in range(chunks, len(reach)):
         at = chunk * rows
         size = min(rows, length - at)
         here = Tile(span.batch, span.heads, row + at, position + at, position + at, size, size, 1)
@@ -261,3 +277,16 @@ def _past(span: Span, rows: int, reach: np.ndarray) -> Iterator[Tile]:
                 span.batch, span.heads, span.row0 + first * rows, start,
                 start - behind - keys, rows, keys, chunk - first,
             )  # fmt: skip
+
+
+def references(running: np.ndarray, tiles: list[Tile]) -> np.ndarray:
+    """For each position the middle of the running gates of its chunk, (B, H, T_k) float64."""
+    reference = running.copy()
+    for tile in tiles:
+        if tile.causal:
+            part = reference[
+                tile.batch, tile.heads, tile.position : tile.position + tile.chunks * tile.rows
+            ]
+            chunks = part.reshape(*part.shape[:2], tile.chunks, tile.rows)
+            chunks[...] = (chunks[..., :1] + chunks[..., -1:]) / 2
+    return reference

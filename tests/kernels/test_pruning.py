@@ -11,7 +11,7 @@ from torch import Tensor
 from fox.kernels import computed_share, forgetting_attention
 from fox.kernels.blocked import _spans
 from fox.kernels.gates import running_log_gates
-from fox.kernels.tiled import tiles_for
+from fox.kernels.tiled import prepare
 from fox.kernels.tiles import Lanes, Span, Tile, key_starts, plan
 
 Inputs = Callable[..., list[Tensor]]
@@ -22,7 +22,7 @@ def computed(tiles: list[Tile], B: int, H: int, T: int, T_k: int) -> np.ndarray:
     """How often each score is computed: (B, H, T, T_k) int."""
     times = np.zeros((B, H, T, T_k), dtype=int)
     for tile in tiles:
-        for chunk in range(tile.count):
+        for chunk in range(tile.chunks):
             row, key = tile.row + chunk * tile.rows, tile.key + chunk * tile.rows
             block = np.ones((tile.rows, tile.keys), dtype=int)
             rows, keys = slice(row, row + tile.rows), slice(key, key + tile.keys)
@@ -34,7 +34,8 @@ def tiles_of(inputs: list[Tensor], engine: str, **options: object) -> list[Tile]
     q, k, _, log_f = inputs
     start, tolerance = options.get("start"), options.get("tolerance")
     spans = _spans(q, k, start, None, None)
-    return tiles_for(q, k, running_log_gates(log_f, start), spans, 0.25, tolerance, None, engine)
+    running = running_log_gates(log_f, start)
+    return prepare(q, k, running, spans, 0.25, tolerance, None, engine).tiles
 
 
 @pytest.mark.parametrize("engine", ["aten", "matmul"])
