@@ -21,10 +21,12 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from fox import FoxConfig
 from fox.train.data import TextData
 from fox.train.lm import FoxLM
+from fox.train.rows import Batch
 
 RESULTS = Path(__file__).parent / "results"
 TOKENS_PER_STEP = 4096
@@ -38,11 +40,22 @@ PRO = {
     "use_output_gate": True,
 }
 # The output gate's matrix is paid for by the MLP: 5 C^2 + 3 C F = 4 C^2 + 3 C (F + C / 3).
-CONFIGS = {
-    "FoX (Pro)": FoxConfig(**SIZE, **PRO, intermediate_size=768),
-    "Transformer (LLaMA)": FoxConfig(
-        **SIZE, fgate_type="none", use_rope=True, intermediate_size=856
-    ),
+FOX = FoxConfig(**SIZE, **PRO, intermediate_size=768)
+TRANSFORMER = FoxConfig(**SIZE, fgate_type="none", use_rope=True, intermediate_size=856)
+
+
+class UnmarkedLM(FoxLM):
+    """Reads packed documents as one text, which lets a Transformer use plain causal attention."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Without document starts."""
+        return super().training_step(batch | {"document_starts": None}, batch_idx)
+
+
+MODELS: dict[str, tuple[type[FoxLM], FoxConfig]] = {
+    "FoX (Pro)": (FoxLM, FOX),
+    "Transformer (LLaMA)": (UnmarkedLM, TRANSFORMER),
+    "Transformer (LLaMA), document starts": (FoxLM, TRANSFORMER),
 }
 
 
@@ -64,7 +77,7 @@ class StepTimes(Callback):
         return statistics.median(b - a for a, b in zip(self.ends, self.ends[1:], strict=False))
 
 
-def tokens_per_second(config: FoxConfig, data: TextData, steps: int) -> float:
+def tokens_per_second(name: str, data: TextData, steps: int) -> float:
     """Trains a new model for a few steps."""
     times = StepTimes()
     trainer = Trainer(
@@ -79,34 +92,37 @@ def tokens_per_second(config: FoxConfig, data: TextData, steps: int) -> float:
         use_distributed_sampler=False,
         precision="bf16-mixed" if torch.cuda.is_available() else "32-true",
     )
-    trainer.fit(FoxLM(config, warmup_tokens=10 * TOKENS_PER_STEP), datamodule=data)
+    kind, config = MODELS[name]
+    trainer.fit(kind(config, warmup_tokens=10 * TOKENS_PER_STEP), datamodule=data)
     return TOKENS_PER_STEP / times.seconds()
 
 
 def compare(seq_len: int, folder: str, rounds: int, steps: int) -> dict[str, Any]:
-    """Both models in turn; medians over the rounds."""
+    """All models in turn; medians over the rounds, and FoX's speed over each other's."""
     batch_size = TOKENS_PER_STEP // seq_len
     data = TextData(VOCAB_SIZE, seq_len, batch_size, folder=folder)
-    speeds: dict[str, list[float]] = {name: [] for name in CONFIGS}
+    speeds: dict[str, list[float]] = {name: [] for name in MODELS}
     for number in range(rounds):
-        for name in list(CONFIGS) if number % 2 else reversed(CONFIGS):
-            speeds[name].append(tokens_per_second(CONFIGS[name], data, steps))
-    pairs = zip(*speeds.values(), strict=True)
-    ratios = [fox / transformer for fox, transformer in pairs]
-    result = {
+        for name in list(MODELS) if number % 2 else reversed(MODELS):
+            speeds[name].append(tokens_per_second(name, data, steps))
+    fox, *others = MODELS
+    ratios = {
+        name: [a / b for a, b in zip(speeds[fox], speeds[name], strict=True)] for name in others
+    }
+    for name, values in ratios.items():
+        print(
+            f"{seq_len} tokens: {fox} {statistics.median(speeds[fox]):.0f} tokens/s, {name} "
+            f"{statistics.median(speeds[name]):.0f}, ratio {statistics.median(values):.3f} "
+            f"({min(values):.3f} to {max(values):.3f})",
+            flush=True,
+        )
+    return {
         "seq_len": seq_len,
         "batch_size": batch_size,
         "tokens_per_second": {name: statistics.median(speed) for name, speed in speeds.items()},
-        "ratio": statistics.median(ratios),
-        "ratios": ratios,
+        "ratio_of_fox": {name: statistics.median(values) for name, values in ratios.items()},
+        "ratios_of_rounds": ratios,
     }
-    print(
-        f"{seq_len} tokens: "
-        + ", ".join(f"{name} {speed:.0f}" for name, speed in result["tokens_per_second"].items())
-        + f" tokens/s, ratio {result['ratio']:.3f} ({min(ratios):.3f} to {max(ratios):.3f})",
-        flush=True,
-    )
-    return result
 
 
 def machine() -> dict[str, str | int]:
@@ -136,24 +152,27 @@ def _processor() -> str:
 
 
 def plot(results: list[dict[str, Any]], path: Path) -> None:
-    """Tokens per second by row length, the ratio above each pair of bars."""
+    """Tokens per second by row length, and FoX's speed over the others' above their bars."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
-    for i, name in enumerate(CONFIGS):
+    for i, name in enumerate(MODELS):
+        places = [x + (i - 1) * 0.27 for x in range(len(results))]
         heights = [result["tokens_per_second"][name] for result in results]
-        axes.bar([x + 0.4 * i for x in range(len(results))], heights, width=0.38, label=name)
-    for x, result in enumerate(results):
-        top = max(result["tokens_per_second"].values())
-        axes.text(x + 0.2, top, f"ratio {result['ratio']:.2f}", ha="center", va="bottom")
-    axes.set_xticks([x + 0.2 for x in range(len(results))], [str(r["seq_len"]) for r in results])
+        axes.bar(places, heights, width=0.25, label=name)
+        for place, height, result in zip(places, heights, results, strict=True):
+            if name in result["ratio_of_fox"]:
+                ratio = f"{result['ratio_of_fox'][name]:.2f}"
+                axes.text(place, height, ratio, ha="center", va="bottom")
+    axes.set_xticks(range(len(results)), [str(result["seq_len"]) for result in results])
     axes.set_xlabel("tokens per row (4096 per step)")
     axes.set_ylabel("training tokens per second")
     axes.margins(y=0.15)
-    axes.legend(loc="lower right")
+    axes.set_title("FoX (Pro)'s speed over the Transformer's is above each bar", fontsize=10)
+    axes.legend(loc="lower right", fontsize=8)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
@@ -167,8 +186,8 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     parameters = {}
-    for name, config in CONFIGS.items():
-        model = FoxLM(config)
+    for name, (kind, config) in MODELS.items():
+        model = kind(config)
         model.configure_model()
         parameters[name] = sum(parameter.numel() for parameter in model.parameters())
     print(", ".join(f"{name}: {count:,} parameters" for name, count in parameters.items()))

@@ -124,8 +124,8 @@ class NgramBaseline(Callback):
     """ngram.json: the losses of n-gram models on exactly the tokens that validation predicts."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Counts, which takes seconds."""
-        if not trainer.is_global_zero:
+        """Counts, which takes seconds; a resumed run has them already."""
+        if not trainer.is_global_zero or trainer.global_step:
             return
         assert isinstance(pl_module, FoxLM)
         data = pl_module.data
