@@ -172,7 +172,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
     axes.set_ylabel("training tokens per second")
     axes.margins(y=0.15)
     axes.set_title("FoX (Pro)'s speed over the Transformer's is above each bar", fontsize=10)
-    axes.legend(loc="lower right", fontsize=8)
+    figure.legend(loc="outside lower center", ncols=len(MODELS), fontsize=8)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 

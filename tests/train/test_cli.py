@@ -280,3 +280,20 @@ def test_two_processes_see_the_batches_and_the_losses_of_one(unbroken, experimen
             assert not value or abs(float(row[name]) - float(value)) < 1e-3
     last, expected = validation()[-1], unbroken[1][-1]
     assert abs(last["loss"] - expected["loss"]) < 1e-4
+
+
+def test_the_share_of_the_peak_is_logged_in_16_bit_where_the_peak_is_known(experiment):
+    fit(
+        "--trainer.max_steps", "2", "--trainer.precision", "bf16-mixed", "--speed.peak_flops", "1e9"
+    )
+    model, _ = load_checkpoint(LAST)
+    weights = sum(p.numel() for p in model.parameters()) - model.model.embeddings.weight.numel()
+    flops_per_token = 6 * (weights + 2 * 16 * 16)  # two layers of width 16, rows of 16 tokens
+    row = metrics()[-1]
+    share = float(row["mfu"]) * 1e9 / flops_per_token / float(REPORTED["tokens_per_second"])
+    assert abs(share - 1) < 1e-3
+
+
+def test_in_32_bit_no_share_of_the_peak_is_made_up(experiment):
+    fit("--trainer.max_steps", "2", "--speed.peak_flops", "1e9")
+    assert "mfu" not in metrics()[0]
