@@ -12,11 +12,16 @@ from torch import Tensor
 
 from fox.kernels.blocked import blocked_attention
 from fox.kernels.cached import cached_attention
+from fox.kernels.checks import (
+    check_appended,
+    check_cu_seqlens,
+    check_heads,
+    check_integers,
+    check_pruning,
+    checked_backend,
+)
 from fox.kernels.gates import running_log_gates
 from fox.kernels.reference import reference_attention
-
-BACKENDS = ("reference", "blocked")
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def forgetting_attention(
@@ -48,7 +53,8 @@ def forgetting_attention(
         softmax_scale: factor on the dot products; 1 / sqrt(D) if None.
         seq_start: (B,) integer in [0, T_k]: keys before it are invisible (left padding).
         log_pruning_tolerance: ln of the largest total attention weight that pruning may drop from
-            a row, at most 0; None drops nothing.
+            a row, at most 0; None drops only what lies far below rounding: -30, or -60 for
+            float64 inputs.
         logit_bound: upper bound of softmax_scale |<q_i, k_j>| for pruning, a float or a tensor of
             shape (), (H,) or (B, H); if None, taken from the norms of q and k. Too small a value
             voids the promise of log_pruning_tolerance.
@@ -68,7 +74,7 @@ def forgetting_attention(
     Computation Pruning for the Forgetting Transformer, 2025.
     """
     q, k, v, log_f = _autocast(q, k, v, log_f)
-    _check_heads(q, k, v, log_f, "(B, T, H, D)", 4)
+    check_heads(q, k, v, log_f, "(B, T, H, D)", 4)
     B, T, H, D = q.shape
     T_k = k.shape[1]
     if k.shape[0] != B:
@@ -79,12 +85,12 @@ def forgetting_attention(
             "Rows align to the end of the keys, so the first ones would see none."
         )
     if seq_start is not None:
-        _check_integers("seq_start", seq_start, (B,), q, highest=T_k)
+        check_integers("seq_start", seq_start, (B,), q, highest=T_k)
     scale = 1 / math.sqrt(D) if softmax_scale is None else softmax_scale
-    bound = _check_pruning(log_pruning_tolerance, logit_bound, B, H, q)
+    bound = check_pruning(log_pruning_tolerance, logit_bound, B, H, q)
     log_f = _per_query_head(log_f, H)
 
-    if _checked_backend(backend) == "reference":
+    if checked_backend(backend) == "reference":
         out, lse = reference_attention(q, k, v, log_f, scale, seq_start)
     else:
         out, lse = blocked_attention(
@@ -133,16 +139,16 @@ def forgetting_attention_varlen(
         NotImplementedError: gradients of gradients are asked of "blocked".
     """
     q, k, v, log_f = _autocast(q, k, v, log_f)
-    _check_heads(q, k, v, log_f, "(total_q, H, D)", 3)
+    check_heads(q, k, v, log_f, "(total_q, H, D)", 3)
     H, D = q.shape[1:]
     sequences = cu_seqlens_q.shape[0] - 1
-    _check_cu_seqlens("q", cu_seqlens_q, sequences, q, max_seqlen_q)
-    _check_cu_seqlens("k", cu_seqlens_k, sequences, k, max_seqlen_k)
+    check_cu_seqlens("q", cu_seqlens_q, sequences, q, max_seqlen_q)
+    check_cu_seqlens("k", cu_seqlens_k, sequences, k, max_seqlen_k)
     scale = 1 / math.sqrt(D) if softmax_scale is None else softmax_scale
-    bound = _check_pruning(log_pruning_tolerance, logit_bound, 1, H, q)
+    bound = check_pruning(log_pruning_tolerance, logit_bound, 1, H, q)
     log_f = _per_query_head(log_f, H)
 
-    if _checked_backend(backend) == "reference":
+    if checked_backend(backend) == "reference":
         out, lse = _reference_varlen(q, k, v, log_f, cu_seqlens_q, cu_seqlens_k, scale)
     else:
         inputs = (x.unsqueeze(0) for x in (q, k, v, log_f))
@@ -192,7 +198,7 @@ def forgetting_attention_with_kvcache(
     Raises:
         ValueError: a shape, dtype or value is not as above, or the cache is too short.
     """
-    _check_heads(q, k_cache, v_cache, lambda_cache, "(B, T, H, D)", 4, cache=True)
+    check_heads(q, k_cache, v_cache, lambda_cache, "(B, T, H, D)", 4, cache=True)
     B, T, H, D = q.shape
     S = k_cache.shape[1]
     if lambda_cache.dtype != torch.float64:
@@ -203,10 +209,10 @@ def forgetting_attention_with_kvcache(
             f"but got {tuple(lambda_cache.shape)}."
         )
     if seq_start is not None:
-        _check_integers("seq_start", seq_start, (B,), q, highest=S)
+        check_integers("seq_start", seq_start, (B,), q, highest=S)
     scale = 1 / math.sqrt(D) if softmax_scale is None else softmax_scale
-    bound = _check_pruning(log_pruning_tolerance, logit_bound, B, H, q)
-    filled = _check_appended(q, k_cache, k, v, log_f, cache_seqlens)
+    bound = check_pruning(log_pruning_tolerance, logit_bound, B, H, q)
+    filled = check_appended(q, k_cache, k, v, log_f, cache_seqlens)
     T_new = 0 if k is None else k.shape[1]
     lengths = [n + T_new for n in filled]
     if min(lengths, default=T) < T:
@@ -220,43 +226,6 @@ def forgetting_attention_with_kvcache(
     return cached_attention(
         q, k_cache, v_cache, lambda_cache, lengths, scale, seq_start, log_pruning_tolerance, bound
     )
-
-
-def _check_appended(
-    q: Tensor,
-    k_cache: Tensor,
-    k: Tensor | None,
-    v: Tensor | None,
-    log_f: Tensor | None,
-    cache_seqlens: int | Tensor | None,
-) -> list[int]:
-    """The slots filled in each row of the cache before anything is appended."""
-    B, S, H_kv, D = k_cache.shape
-    if isinstance(cache_seqlens, Tensor):
-        _check_integers("cache_seqlens", cache_seqlens, (B,), k_cache, highest=S)
-        filled = cache_seqlens.tolist()
-    else:
-        filled = [S if cache_seqlens is None else cache_seqlens] * B
-    if k is None and v is None and log_f is None:
-        return filled
-    if k is None or v is None or log_f is None:
-        given = [n for n, x in (("k", k), ("v", v), ("log_f", log_f)) if x is not None]
-        raise ValueError(f"k, v and log_f are appended together, but got only {given}.")
-    if cache_seqlens is None:
-        raise ValueError("cache_seqlens must say how many slots are filled when k is appended.")
-    T_new = k.shape[1]
-    if k.shape != v.shape or tuple(k.shape) != (B, T_new, H_kv, D):
-        raise ValueError(
-            f"k and v must have shape (B, T_new, H_kv, D) = ({B}, {T_new}, {H_kv}, {D}) to fit "
-            f"the cache, but got {tuple(k.shape)} and {tuple(v.shape)}."
-        )
-    _check_gates(log_f, k, q.shape[2])
-    if max(filled, default=0) + T_new > S:
-        raise ValueError(
-            f"the cache has S = {S} slots, but {max(filled)} filled and {T_new} new tokens need "
-            f"{max(filled) + T_new}. Build a longer cache."
-        )
-    return filled
 
 
 def _append(
@@ -321,120 +290,3 @@ def _autocast(q: Tensor, k: Tensor, v: Tensor, log_f: Tensor) -> tuple[Tensor, .
 def _per_query_head(log_f: Tensor, H: int) -> Tensor:
     """Gates shared by a group, given to each of its query heads."""
     return log_f if log_f.shape[-1] == H else log_f.repeat_interleave(H // log_f.shape[-1], -1)
-
-
-def _checked_backend(backend: str | None) -> str:
-    if backend == "flash":
-        raise ValueError(
-            'backend "flash" does not exist yet in this version; '
-            'backend "blocked" runs on every device.'
-        )
-    if backend is not None and backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {BACKENDS} or None, but got {backend!r}.")
-    return backend or "blocked"
-
-
-def _check_heads(
-    q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, layout: str, ndim: int, cache: bool = False
-) -> None:
-    names = ("k_cache", "v_cache") if cache else ("k", "v")
-    for name, x in (("q", q), (names[0], k), (names[1], v)):
-        if x.ndim != ndim:
-            raise ValueError(
-                f"{name} must have {ndim} dimensions, as {layout}, but got shape {tuple(x.shape)}."
-            )
-        if x.dtype not in DTYPES or (x.dtype != q.dtype and not cache):
-            raise ValueError(
-                "q, k and v must share one dtype of float32, float64, bfloat16 and float16, "
-                f"but got {q.dtype}, {k.dtype} and {v.dtype}."
-            )
-        if x.device != q.device:
-            raise ValueError(f"{name} must be on {q.device} like q, but got {x.device}.")
-    if k.shape != v.shape:
-        raise ValueError(
-            f"{names[0]} and {names[1]} must have the same shape, "
-            f"but got {tuple(k.shape)} and {tuple(v.shape)}."
-        )
-    if k.shape[-1] != q.shape[-1]:
-        raise ValueError(
-            f"{names[0]} must have the head size of q, D = {q.shape[-1]}, but got {k.shape[-1]}."
-        )
-    H, H_kv = q.shape[-2], k.shape[-2]
-    if H_kv == 0 or H % H_kv:
-        raise ValueError(f"H = {H} query heads must be a multiple of H_kv = {H_kv} key heads.")
-    _check_gates(log_f, k, H, "lambda_cache" if cache else "log_f")
-
-
-def _check_gates(log_f: Tensor, k: Tensor, H: int, name: str = "log_f") -> None:
-    shape = (*k.shape[:-2], H)
-    if tuple(log_f.shape) not in (shape, tuple(k.shape[:-1])):
-        swapped = len(shape) == 3 and tuple(log_f.shape) == (shape[0], shape[2], shape[1])
-        cure = f" Heads before time? Pass {name}.transpose(1, 2)." if swapped else ""
-        letters = "(B, T_k, H)" if len(shape) == 3 else "(total_k, H)"
-        raise ValueError(
-            f"{name} must have shape {letters} = {shape} to match q and k, "
-            f"but got {tuple(log_f.shape)}.{cure}"
-        )
-    if not log_f.is_floating_point():
-        raise ValueError(f"{name} must hold floats, but got {log_f.dtype}.")
-    if log_f.device != k.device:
-        raise ValueError(f"{name} must be on {k.device} like q, but got {log_f.device}.")
-
-
-def _check_integers(name: str, x: Tensor, shape: tuple[int, ...], q: Tensor, highest: int) -> None:
-    if tuple(x.shape) != shape or x.dtype not in (torch.int32, torch.int64):
-        raise ValueError(
-            f"{name} must be an int32 or int64 tensor of shape {shape}, "
-            f"but got {x.dtype} of shape {tuple(x.shape)}."
-        )
-    if x.device != q.device:
-        raise ValueError(f"{name} must be on {q.device} like q, but got {x.device}.")
-    if _readable(x) and x.numel() and not (int(x.min()) >= 0 and int(x.max()) <= highest):
-        raise ValueError(f"{name} must lie in [0, {highest}], but got {x.tolist()}.")
-
-
-def _check_cu_seqlens(which: str, x: Tensor, sequences: int, y: Tensor, longest: int) -> None:
-    total = y.shape[0]
-    _check_integers(f"cu_seqlens_{which}", x, (sequences + 1,), y, highest=total)
-    if not _readable(x):
-        return
-    lengths = x.diff()
-    if sequences < 0 or x[0] != 0 or x[-1] != total or (lengths < 0).any():
-        raise ValueError(
-            f"cu_seqlens_{which} must rise from 0 to total_{which} = {total}, but got {x.tolist()}."
-        )
-    if sequences and int(lengths.max()) > longest:
-        raise ValueError(
-            f"max_seqlen_{which} must be at least the longest sequence, {int(lengths.max())}, "
-            f"but got {longest}."
-        )
-
-
-def _readable(x: Tensor) -> bool:
-    """Whether values can be looked at without stopping a device or breaking a graph."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-def _check_pruning(
-    tolerance: float | None, bound: float | Tensor | None, B: int, H: int, q: Tensor
-) -> Tensor | None:
-    """The logit bound as a (B, H) float64 tensor, or None."""
-    if tolerance is not None and not tolerance <= 0:
-        raise ValueError(
-            "log_pruning_tolerance must be the natural log of a weight, at most 0, "
-            f"but got {tolerance}."
-        )
-    if bound is None:
-        return None
-    if tolerance is None:
-        raise ValueError("logit_bound serves pruning only: pass log_pruning_tolerance with it.")
-    if isinstance(bound, Tensor):
-        if tuple(bound.shape) not in ((), (H,), (B, H)):
-            raise ValueError(
-                f"logit_bound must have shape (), (H,) or (B, H) = ({B}, {H}), "
-                f"but got {tuple(bound.shape)}."
-            )
-        return bound.detach().to(q.device, torch.float64).clamp(min=0).expand(B, H)
-    if not bound >= 0:
-        raise ValueError(f"logit_bound must be at least 0, but got {bound}.")
-    return torch.full((B, H), float(bound), dtype=torch.float64, device=q.device)

@@ -64,6 +64,18 @@ def test_autocast_narrows_q_k_v_and_never_the_gates(random_inputs: Inputs) -> No
         assert torch.equal(one, other.float())
 
 
+def test_nothing_inside_is_autocast(random_inputs: Inputs) -> None:
+    inputs = [x.requires_grad_() for x in random_inputs(70)]
+    want, _ = blocked_attention(*inputs, 0.3, engine="matmul")
+    wanted = torch.autograd.grad(want.square().sum(), inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        out, _ = blocked_attention(*inputs, 0.3, engine="matmul")
+        gradients = torch.autograd.grad(out.square().sum(), inputs)
+    assert torch.equal(out, want)
+    for one, other in zip(gradients, wanted, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_checkpointed_gradients_are_the_same(random_inputs: Inputs) -> None:
     inputs = [x.requires_grad_() for x in random_inputs(100)]
     want = torch.autograd.grad(forgetting_attention(*inputs).square().sum(), inputs)
