@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from fox.checkpoints import load_checkpoint
-from fox.corpus import Document, is_held_out, read_documents
+from fox.corpus import Document, divide, read_documents
 from fox.model import FoxForCausalLM
 
 TOKENS_PER_BATCH = 8192
@@ -41,18 +41,15 @@ def documents_of(files: list[str] | None, split: Split) -> list[Document]:
 
     Raises:
         FileNotFoundError: a pattern matches no file.
-        ValueError: no document is held out.
+        ValueError: there is no text.
     """
-    documents = list(read_documents(files))
     if split == "all":
-        return documents
-    held_out = [document for document in documents if is_held_out(document.name)]
-    if not held_out:
-        raise ValueError(
-            f"none of the {len(documents)} documents is held out from training (about 1 in 20 is): "
-            "if no training has seen them, add --split all"
-        )
-    return held_out
+        return list(read_documents(files))
+    return [
+        document
+        for document, held_out in divide(lambda: read_documents(files))
+        if held_out and document.text
+    ]
 
 
 def batches_of(rows: int, length: int) -> list[slice]:

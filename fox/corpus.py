@@ -5,7 +5,7 @@ import json
 import os
 import sysconfig
 import tokenize
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from glob import glob, has_magic
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
@@ -30,6 +30,31 @@ class Document(NamedTuple):
 def is_held_out(name: str) -> bool:
     """Whether the document of this name is kept for validation: sha256(name) mod 20 == 0."""
     return int(hashlib.sha256(name.encode()).hexdigest(), 16) % 20 == 0
+
+
+def divide(read: Callable[[], Iterable[Document]]) -> Iterator[tuple[Document, bool]]:
+    """Every document with whether it is held out from training, in the order of the corpus.
+
+    Documents that `is_held_out` names are. Where that leaves one side empty, as with a single
+    file, each document comes in two: the last twentieth of its text, cut at a line where there is
+    one, is held out.
+
+    Args:
+        read: reads the corpus anew at each call, as read_documents does.
+    """
+    sides = set()
+    for document in read():
+        sides.add(is_held_out(document.name))
+        if len(sides) == 2:
+            break
+    for document in read():
+        if len(sides) == 2:
+            yield document, is_held_out(document.name)
+            continue
+        cut = len(document.text) * 19 // 20
+        cut = document.text.find("\n", cut, -1) + 1 or cut
+        yield Document(document.name, document.text[:cut]), False
+        yield Document(document.name, document.text[cut:]), True
 
 
 def standard_library() -> list[Document]:

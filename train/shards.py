@@ -20,7 +20,7 @@ import tokenizers
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from tokenizers import Tokenizer
 
-from fox.corpus import Document, find_files, is_held_out, read_documents, standard_library
+from fox.corpus import Document, divide, find_files, read_documents, standard_library
 from fox.train.tokenizer import END_OF_TEXT, encode_documents, train_tokenizer
 
 PARTS = ("train", "validation")
@@ -93,8 +93,7 @@ def build_shards(
 ) -> Shards:
     """Encodes a corpus into a folder, or finds it there from an earlier call with equal arguments.
 
-    Documents that `is_held_out` names are the validation part. If that leaves a part empty, as
-    with one file, the last twentieth of every document is held out instead.
+    The validation part is what `divide` holds out.
 
     Args:
         folder: where the files go; meta.json is written last, so that it vouches for the others.
@@ -115,17 +114,17 @@ def build_shards(
         return Shards(folder)
     folder.mkdir(parents=True, exist_ok=True)
     meta.unlink(missing_ok=True)
-    by_name = _divisible_by_name(corpus)
     if tokenizer is None:
         started = time.perf_counter()
-        texts = (text for part, text in _divided(corpus, by_name) if part == "train")
+        documents = divide(corpus.documents)
+        texts = (document.text for document, held_out in documents if not held_out)
         encoder = train_tokenizer(_limited(texts, TOKENIZER_CHARACTERS), vocab_size)
         seconds = time.perf_counter() - started
         print(f"tokenizer: {encoder.get_vocab_size()} entries ({seconds:.1f} s)", flush=True)
     else:
         encoder = read_tokenizer(tokenizer, vocab_size)
     _write_whole(folder / "tokenizer.json", lambda path: encoder.save(str(path)))
-    counts = _encode(folder, _divided(corpus, by_name), encoder, vocab_size, max_tokens)
+    counts = _encode(folder, divide(corpus.documents), encoder, vocab_size, max_tokens)
     content = json.dumps({"fingerprint": fingerprint} | counts, indent=2)
     _write_whole(meta, lambda path: path.write_text(content + "\n", encoding="utf-8"))
     return Shards(folder)
@@ -152,27 +151,6 @@ def _fingerprint(
     given = tokenizer and read_tokenizer(tokenizer, vocab_size).to_str()
     key = (LAYOUT, tokenizers.__version__, corpus.fingerprint(), vocab_size, given, max_tokens)
     return hashlib.sha256(repr(key).encode()).hexdigest()
-
-
-def _divisible_by_name(corpus: Corpus) -> bool:
-    sides = set()
-    for document in corpus.documents():
-        sides.add(is_held_out(document.name))
-        if len(sides) == 2:
-            return True
-    return False
-
-
-def _divided(corpus: Corpus, by_name: bool) -> Iterator[tuple[str, str]]:
-    """(part, text), in the order of the corpus."""
-    for document in corpus.documents():
-        if by_name:
-            yield PARTS[is_held_out(document.name)], document.text
-            continue
-        cut = len(document.text) * 19 // 20
-        line_end = document.text.find("\n", cut, -1) + 1
-        yield "train", document.text[: line_end or cut]
-        yield "validation", document.text[line_end or cut :]
 
 
 def _limited(texts: Iterable[str], characters: int) -> Iterator[str]:
@@ -219,7 +197,7 @@ class _PartWriter:
 
 def _encode(
     folder: Path,
-    texts: Iterator[tuple[str, str]],
+    documents: Iterator[tuple[Document, bool]],
     tokenizer: Tokenizer,
     vocab_size: int,
     max_tokens: int | None,
@@ -238,13 +216,13 @@ def _encode(
         for writer in writers:
             stack.callback(writer.discard)
         task = progress.add_task("", total=None)
-        for part, text in texts:
+        for (_, text), held_out in documents:
             full = max_tokens is not None and train.bounds[-1] >= max_tokens
             if full and len(validation.bounds) > 1:
                 break
-            if text and not (full and part == "train"):
+            if text and (held_out or not full):
                 (ids,) = encode_documents(tokenizer, [text])
-                writers[PARTS.index(part)].add(ids, text)
+                (validation if held_out else train).add(ids, text)
                 progress.update(task, advance=len(ids))
         counts = {part: writer.close() for part, writer in zip(PARTS, writers, strict=True)}
     seconds = time.perf_counter() - started

@@ -143,7 +143,6 @@ def test_a_mistake_on_the_command_line_is_one_line(
         (["--length", "100000"], "expected a document of more than 100000 tokens"),
         (["--length", "0"], "length must be at least 1, but got 0"),
         (["--files", "nowhere/*.txt"], "expected files that match 'nowhere/*.txt'"),
-        (["--split", "held_out"], "none of the 5 documents is held out"),
     ],
 )
 def test_a_question_that_the_text_cannot_answer_is_one_line(

@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from fox.corpus import Document, is_held_out, read_documents, standard_library
+from fox.corpus import Document, divide, is_held_out, read_documents, standard_library
 
 
 def texts(*args: object, **kwargs: object) -> list[str]:
@@ -141,3 +141,19 @@ def test_a_broken_file_is_named(tmp_path):
 def test_files_and_a_dataset_together_are_an_error():
     with pytest.raises(ValueError, match="files or a dataset, but got both"):
         read_documents("a.txt", "b")
+
+
+def test_documents_are_divided_by_their_names_where_that_leaves_two_sides():
+    documents = [Document(str(number), "text") for number in range(200)]
+    divided = list(divide(lambda: documents))
+    assert [document for document, _ in divided] == documents
+    assert [held_out for _, held_out in divided] == [is_held_out(d.name) for d in documents]
+
+
+def test_a_single_document_is_divided_at_a_line_near_its_end():
+    text = "".join(f"line {number}\n" for number in range(1000))
+    (train, first), (tail, second) = divide(lambda: [Document("a.txt", text)])
+    assert (first, second) == (False, True)
+    assert train.text + tail.text == text
+    assert tail.text.startswith("line ")
+    assert 0.04 < len(tail.text) / len(text) < 0.05

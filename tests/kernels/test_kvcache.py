@@ -125,3 +125,20 @@ def test_decoding_under_autocast_keeps_gates_exact(random_inputs: Inputs) -> Non
     with torch.autocast("cpu", torch.bfloat16):
         got = decode(inputs, [0, 39, 40])
     torch.testing.assert_close(got.float(), want, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("start", [None, [0, 390]])
+def test_a_single_row_reads_live_slots_only(random_inputs: Inputs, start: list[int] | None) -> None:
+    inputs = random_inputs(400, gates="steep")
+    q, k, v, log_f = inputs
+    seq_start = None if start is None else torch.tensor(start)
+    cache = empty_cache(k, log_f, 400)
+    early = [x[:, :399] for x in (k, v, log_f)]
+    forgetting_attention_with_kvcache(q[:, :399], *cache, *early, 0, seq_start=seq_start)
+    for x in cache[:2]:
+        x[:, :300] = math.nan  # far below the floor: reading it would show
+    late = [x[:, 399:] for x in (k, v, log_f)]
+    options = {"log_pruning_tolerance": -20.0, "logit_bound": 5.0, "seq_start": seq_start}
+    got = forgetting_attention_with_kvcache(q[:, 399:], *cache, *late, 399, **options)
+    want = forgetting_attention(*inputs, seq_start=seq_start)[:, 399:]
+    torch.testing.assert_close(got, want, **CLOSE)
