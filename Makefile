@@ -9,8 +9,10 @@ RUN := .venv/bin
 	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,plots]'
 	touch $@
 
+# An interrupted demo goes on where it stopped.
 demo: .venv/installed
-	$(RUN)/fox-train fit --config train/configs/demo.yaml
+	$(RUN)/fox-train fit --config train/configs/demo.yaml \
+		$(if $(wildcard runs/demo/checkpoints/last.ckpt),--ckpt_path last)
 	$(RUN)/fox-eval per-token-loss --checkpoint runs/demo/model --output runs/demo
 	$(RUN)/fox-eval needle --checkpoint runs/demo/model --output runs/demo
 	$(RUN)/fox-eval samples --checkpoint runs/demo/model --output runs/demo

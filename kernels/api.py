@@ -189,7 +189,8 @@ def forgetting_attention_with_kvcache(
         log_f: (B, T_new, H) or (B, T_new, H_kv), given with k and v; as in forgetting_attention.
         cache_seqlens: slots filled before the call, an int or a (B,) integer tensor. None: all S
             (only if nothing is appended).
-        softmax_scale, log_pruning_tolerance, logit_bound: as in forgetting_attention.
+        softmax_scale, log_pruning_tolerance, logit_bound: as in forgetting_attention; a single
+            row (T = 1) is pruned only with a logit_bound, as finding one would read every key.
         seq_start: (B,) integer: slots before it are invisible, and their gates count as 0.
 
     Returns:

@@ -3,6 +3,8 @@
 Legend: B batch, T query rows, S slots, N filled slots, H query heads, H_kv key heads, D head size.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,8 +30,12 @@ def cached_attention(
     k, v = k_cache[:, :N], v_cache[:, :N]
     running = lambda_cache[:, :N].transpose(1, 2)  # (B, H, N)
     with torch.autocast(q.device.type, enabled=False):
-        if T == 1 and len(set(lengths)) == 1 and log_pruning_tolerance is None:
-            return _one_row(q, k, v, running, softmax_scale, seq_start)
+        if T == 1 and len(set(lengths)) == 1:
+            first = 0
+            if log_pruning_tolerance is not None and logit_bound is not None:
+                # Norms of all keys would cost what pruning saves, so only a given bound prunes.
+                first = _first_live(running, log_pruning_tolerance - 2 * logit_bound - math.log(N))
+            return _one_row(q, k, v, running, softmax_scale, seq_start, first)
         starts = [0] * B if seq_start is None else seq_start.tolist()
         ends = list(zip(starts, lengths, strict=True))
         if len(set(ends)) == 1:
@@ -42,14 +48,27 @@ def cached_attention(
         return out.to(q.dtype)
 
 
+def _first_live(running: Tensor, floor: Tensor) -> int:
+    """The first slot that any (batch row, head) still sees above its floor (B, H)."""
+    faded = running[..., -1:] - running < floor.unsqueeze(-1)
+    return int(faded.sum(-1).min()) if faded.numel() else 0
+
+
 def _one_row(
-    q: Tensor, k: Tensor, v: Tensor, running: Tensor, scale: float, seq_start: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    running: Tensor,
+    scale: float,
+    seq_start: Tensor | None,
+    first: int,
 ) -> Tensor:
-    """One row sees every key, so its decay is an ordinary mask: (B, 1, H, D)."""
+    """One row sees every key from `first` on: its decay is an ordinary mask. (B, 1, H, D)."""
     dtype = compute_dtype(q)
-    bias = (running[..., -1:] - running).to(dtype)  # (B, H, N)
+    k, v, running = k[:, first:], v[:, first:], running[..., first:]
+    bias = (running[..., -1:] - running).to(dtype)  # (B, H, N - first)
     if seq_start is not None:
-        hidden = torch.arange(k.shape[1], device=q.device) < seq_start[:, None]
+        hidden = torch.arange(k.shape[1], device=q.device) < seq_start[:, None] - first
         bias = bias.masked_fill(hidden[:, None], float("-inf"))
     wide_q, wide_k, wide_v = (x.transpose(1, 2).to(dtype) for x in (q, k, v))
     grouped = k.shape[2] != q.shape[2]

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+torch.set_num_threads(1)  # the tests' tensors are so small that threads would only wait
+
 
 def pytest_collection_modifyitems(items):
     if torch.cuda.is_available():
