@@ -127,7 +127,7 @@ def test_decoding_under_autocast_keeps_gates_exact(random_inputs: Inputs) -> Non
     torch.testing.assert_close(got.float(), want, atol=2e-2, rtol=2e-2)
 
 
-@pytest.mark.parametrize("start", [None, [0, 390]])
+@pytest.mark.parametrize("start", [None, [0, 20]])
 def test_a_single_row_reads_live_slots_only(random_inputs: Inputs, start: list[int] | None) -> None:
     inputs = random_inputs(400, gates="steep")
     q, k, v, log_f = inputs
