@@ -7,7 +7,8 @@ Compares, in float32 and at H = 4, D = 64 unless told otherwise:
   reference  the definition, which materialises (T, T) scores
   bias       scaled_dot_product_attention with a materialised (T, T) bias
 
-and three draws of gates, log f = logsigmoid(head bias + N(0, 1)):
+q and k are drawn from N(0, 1) and normalised as the QK-norm of FoX (Pro) does; v from N(0, 1).
+Three draws of gates, log f = logsigmoid(head bias + N(0, 1)):
   remember   bias 9 in every head: nothing can be pruned, so this is the dense cost
   mixed      biases 0.5, 2, 4 and 8, time constants of about 2, 6, 30 and 1800 tokens: three local
              heads and one global head, the picture that trained models show
@@ -43,9 +44,10 @@ WAYS = ("plain", "blocked", "pruned", *QUADRATIC)
 
 
 def draw(T: int, gates: str, heads: int, head_size: int) -> list[Tensor]:
-    """q, k, v (1, T, H, D) from N(0, 1), and log_f (1, T, H)."""
+    """q, k, v (1, T, H, D) and log_f (1, T, H)."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, T, heads, head_size, generator=generator) for _ in range(3))
+    q, k = (F.rms_norm(x, (head_size,)) for x in (q, k))
     bias = torch.tensor(GATES[gates]).repeat(heads)[:heads]
     return [q, k, v, F.logsigmoid(torch.randn(1, T, heads, generator=generator) + bias)]
 

@@ -113,7 +113,7 @@ def forward_tiles(q: Tensor, k: Tensor, v: Tensor, work: Pass) -> tuple[Tensor, 
     if only is not None:
         out, lse = forward(q, k, v, _bias(work, only), True, work.scale)
         return out.transpose(1, 2).contiguous(), (lse - work.bias).contiguous()
-    out = q.new_zeros(B, T, H, D).transpose(1, 2)
+    out = (q.new_empty if _covers(work, T) else q.new_zeros)(B, T, H, D).transpose(1, 2)
     lse = q.new_full((B, H, T), -math.inf)
     for tile in work.tiles:
         part, part_lse = forward(
@@ -169,16 +169,17 @@ def backward_tiles(
         bias = _bias(work, only)
         dq, dk, dv = backward(wide_d_out, wide_q, wide_k, wide_v, wide_out, frame, bias, True, 1.0)
     else:
-        dq, dk, dv = (torch.zeros_like(x) for x in (wide_q, wide_k, wide_v))
+        fresh = torch.empty_like if T_k == T and _covers(work, T) else torch.zeros_like
+        dq, dk, dv = fresh(wide_q), fresh(wide_k), fresh(wide_v)
         for tile in work.tiles:
             parts = backward(
                 _rows(wide_d_out, tile), _rows(wide_q, tile), _keys(wide_k, tile),
                 _keys(wide_v, tile), _rows(wide_out, tile), _rows(frame, tile),
                 _bias(work, tile), tile.causal, 1.0,
             )  # fmt: skip
-            _rows(dq, tile).add_(parts[0])
-            _keys(dk, tile).add_(parts[1])
-            _keys(dv, tile).add_(parts[2])
+            whole = _rows(dq, tile), _keys(dk, tile), _keys(dv, tile)
+            for sum_, part in zip(whole, parts, strict=True):
+                sum_.copy_(part) if tile.causal else sum_.add_(part)
 
     _unlift(dq[..., :D], work.scale * UNLIFT, gradients[0])
     _unlift(dk[..., :D], UNLIFT, gradients[1])
@@ -191,6 +192,13 @@ def backward_tiles(
             if tile.causal:
                 _keys(d_lambda, tile).add_(_rows(dq[..., D], tile))
     return d_lambda.mul_(UNLIFT)
+
+
+def _covers(work: Pass, T: int) -> bool:
+    """Whether every row has a causal tile."""
+    B, H = work.bias.shape[:2]
+    causal = (t for t in work.tiles if t.causal)
+    return sum(t.members * t.chunks * t.rows for t in causal) == B * H * T
 
 
 def _aligned(work: Pass, T: int) -> bool:

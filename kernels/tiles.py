@@ -26,11 +26,11 @@ STEEP_STEP = -128.0
 RESET_STEP = RESET_JUMP / 2
 
 CHUNKS = (2048, 1536, 1024, 768, 512, 384, 256, 192, 128, 96, 64, 48, 32, 16, 8, 4, 2, 1)
-PRUNED_CHUNKS = (256, 128)
+CHEAP_CHUNKS = (768, 512, 256, 128)
 KEY_STEP = 16
 
 # What one more call costs, in scores that could have been computed instead.
-CALL = 8000.0
+CALL = 12000.0
 
 
 class Span(NamedTuple):
@@ -85,10 +85,13 @@ class Tile(NamedTuple):
         return self.key == self.position
 
     @property
+    def members(self) -> int:
+        return (self.batch.stop - self.batch.start) * (self.heads.stop - self.heads.start)
+
+    @property
     def scores(self) -> int:
-        members = (self.batch.stop - self.batch.start) * (self.heads.stop - self.heads.start)
         chunk = self.rows * (self.rows + 1) // 2 if self.causal else self.rows * self.keys
-        return members * self.chunks * chunk
+        return self.members * self.chunks * chunk
 
 
 class Lanes(NamedTuple):
@@ -154,29 +157,36 @@ def _pieces(span: Span, steep: np.ndarray | None) -> Iterator[Span]:
 def _chunks(
     span: Span, running: np.ndarray, lanes: Lanes, threshold: Threshold | None
 ) -> list[Tile]:
-    """Tiles of a piece, split by batch row and head where that saves work."""
+    """Tiles of a piece, in the chunks that cost least; split where members differ much."""
     length = span.row1 - span.row0
     falling = running[span.batch, span.heads]
-    rows = _chunk_rows(falling[..., span.key1 - length : span.key1], lanes.rows)
+    largest = _chunk_rows(falling[..., span.key1 - length : span.key1], lanes.rows)
+    first = np.arange(span.key1 - length, span.key1, largest) - span.key0
     if threshold is None:
-        first = np.arange(span.key1 - length, span.key1, rows)
-        return list(_tiles(span, rows, first - span.key0))
+        return list(_tiles(span, largest, first))
 
     floor = threshold(span)
-    cost, best_rows, best_reach = math.inf, rows, np.zeros(0, dtype=np.int64)
+    cost, best_rows, best_reach = math.inf, largest, first
     alone = np.full(falling.shape[:2], np.inf)
-    for size in sorted({rows, *(min(rows, size) for size in PRUNED_CHUNKS)}):
-        reach = _reach(falling, floor, span, size)  # (batch, heads, chunks)
-        chunk = np.minimum(size, length - size * np.arange(reach.shape[-1]))
+    for rows in (largest, *(rows for rows in CHEAP_CHUNKS if rows < largest)):
+        first = np.arange(span.key1 - length, span.key1, rows) - span.key0
+        chunk = np.minimum(rows, length - rows * np.arange(len(first)))
+        reach = _reach(falling, floor, span, first)  # (batch, heads, chunks)
         widest = reach.max((0, 1))
         together = span.members * float(_cost(chunk, widest))
-        together += CALL * lanes.pairs * _calls(span, size, widest)
+        together += CALL * lanes.pairs * _calls(span, rows, widest)
         if together < cost:
-            cost, best_rows, best_reach = together, size, widest
+            cost, best_rows, best_reach = together, rows, widest
         alone = np.minimum(alone, _cost(chunk, reach) + CALL * lanes.pairs * 2)
     if span.members > 1 and cost > 1.05 * alone.sum():
         return [t for h in span.halves() for t in _chunks(h, running, lanes, threshold)]
     return list(_tiles(span, best_rows, best_reach))
+
+
+def _cost(chunk: np.ndarray, reach: np.ndarray) -> np.ndarray:
+    """What chunks cost in scores: edges cost too, and short causal chunks skip nothing."""
+    diagonal = np.where(chunk < 768, chunk, chunk / 2 + 240)
+    return ((chunk + 64) * (reach + diagonal + 64)).sum(-1)
 
 
 def _calls(span: Span, rows: int, reach: np.ndarray) -> int:
@@ -188,11 +198,6 @@ def _calls(span: Span, rows: int, reach: np.ndarray) -> int:
 
 def _calls_per_batch_row(rows: int, reach: np.ndarray) -> int:
     return 1 + -(-int(reach.max()) // rows)
-
-
-def _cost(chunk: np.ndarray, reach: np.ndarray) -> np.ndarray:
-    """Scores to compute, with a margin for the edges of small tiles."""
-    return ((chunk + 16) * (reach + chunk / 2 + 16)).sum(-1)
 
 
 def _chunk_rows(falling: np.ndarray, largest: int | None) -> int:
@@ -208,9 +213,8 @@ def _chunk_rows(falling: np.ndarray, largest: int | None) -> int:
     raise AssertionError("a chunk of one row falls by nothing")
 
 
-def _reach(falling: np.ndarray, floor: np.ndarray, span: Span, rows: int) -> np.ndarray:
+def _reach(falling: np.ndarray, floor: np.ndarray, span: Span, first: np.ndarray) -> np.ndarray:
     """How many keys before each chunk are above the floor, in steps of KEY_STEP."""
-    first = np.arange(span.key1 - (span.row1 - span.row0), span.key1, rows) - span.key0
     start = key_starts(falling[..., span.key0 : span.key1], first, floor)
     return np.minimum(-((start - first) // KEY_STEP) * KEY_STEP, first)
 
