@@ -176,7 +176,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
             loc="left",
             pad=20,
             fontweight="bold",
-            fontsize=12,
+            fontsize=11,
             color=INK,
         )
         axes.set_xlabel("length of the row (tokens)", color=INK)
