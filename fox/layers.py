@@ -271,8 +271,8 @@ class ForgettingAttention(nn.Module):
         if log_f is None and seq_start is None:
             q, k, v = (rearrange(part, "B T H D -> B H T D") for part in (q, k, v))
             grouped = self.num_kv_heads != self.num_heads
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
-            return rearrange(out, "B H T D -> B T H D")
+            plain = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+            return rearrange(plain, "B H T D -> B T H D")
         if log_f is None:
             log_f = torch.zeros(q.shape[:3], device=q.device)
         out = forgetting_attention(
