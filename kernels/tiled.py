@@ -23,11 +23,11 @@ from fox.kernels.tiles import LARGEST_FALL, Lanes, Span, Tile, plan, references
 
 MATMUL_LANES = Lanes(rows=128, pairs=8)
 
-# The backward pass works on weights times 2**WEIGHT_LIFT and d_out times 2**GRADIENT_LIFT: faint
-# weights would otherwise make denormal products, which a CPU computes a hundred times slower.
+# The backward pass works on weights times 2**WEIGHT_LIFT and on d_out times the power of two that
+# brings its largest entry to about 2**GRADIENT_LIFT: faint weights would otherwise make denormal
+# products, which a CPU computes a hundred times slower.
 WEIGHT_LIFT = 64
 GRADIENT_LIFT = 32
-UNLIFT = 2.0 ** -(WEIGHT_LIFT + GRADIENT_LIFT)
 
 # Without a tolerance, ln of the weight that a row may lose: 1e-13 where rounding is 6e-8.
 ROUNDING = {torch.float32: -30.0, torch.float64: -60.0}
@@ -153,14 +153,16 @@ def backward_tiles(
     wide_q, wide_d_out, wide_out = q.new_empty(3, B, H, T, D + 1, dtype=dtype)
     wide_k, wide_v = q.new_empty(2, B, H, T_k, D + 1, dtype=dtype)
     torch.mul(q.transpose(1, 2), work.scale, out=wide_q[..., :D])
-    torch.mul(d_out.transpose(1, 2), 2.0**GRADIENT_LIFT, out=wide_d_out[..., :D])
+    lift = _gradient_lift(d_out, d_lse)
+    unlift = 2.0**-WEIGHT_LIFT / lift
+    torch.mul(d_out.transpose(1, 2), lift, out=wide_d_out[..., :D])
     wide_out[..., :D].copy_(out.transpose(1, 2))
     wide_k[..., :D].copy_(_wide_heads(k, H))
     wide_v[..., :D].copy_(_wide_heads(v, H))
     wide_q[..., D] = 1.0
     wide_k[..., D] = 1.0
     wide_v[..., D] = 0.0
-    wide_d_out[..., D] = 2.0**GRADIENT_LIFT
+    wide_d_out[..., D] = lift
     torch.neg(d_lse, out=wide_out[..., D])
 
     frame = (lse + (1.0 - WEIGHT_LIFT * math.log(2))).add_(_at_rows(work, T))
@@ -181,9 +183,9 @@ def backward_tiles(
             for sum_, part in zip(whole, parts, strict=True):
                 sum_.copy_(part) if tile.causal else sum_.add_(part)
 
-    _unlift(dq[..., :D], work.scale * UNLIFT, gradients[0])
-    _unlift(dk[..., :D], UNLIFT, gradients[1])
-    _unlift(dv[..., :D], UNLIFT, gradients[2])
+    _unlift(dq[..., :D], work.scale * unlift, gradients[0])
+    _unlift(dk[..., :D], unlift, gradients[1])
+    _unlift(dv[..., :D], unlift, gradients[2])
     d_lambda = dk[..., D].double().neg_()
     if _aligned(work, T):
         d_lambda[..., T_k - T :] += dq[..., D]
@@ -191,7 +193,7 @@ def backward_tiles(
         for tile in work.tiles:
             if tile.causal:
                 _keys(d_lambda, tile).add_(_rows(dq[..., D], tile))
-    return d_lambda.mul_(UNLIFT)
+    return d_lambda.mul_(unlift)
 
 
 def _covers(work: Pass, T: int) -> bool:
@@ -199,6 +201,16 @@ def _covers(work: Pass, T: int) -> bool:
     B, H = work.bias.shape[:2]
     causal = (t for t in work.tiles if t.causal)
     return sum(t.members * t.chunks * t.rows for t in causal) == B * H * T
+
+
+def _gradient_lift(d_out: Tensor, d_lse: Tensor) -> float:
+    """The power of two that brings the largest gradient to about 2**GRADIENT_LIFT.
+
+    At most 2**60, so that what takes both lifts back is a normal float32.
+    """
+    largest = max(float(x.abs().amax()) if x.numel() else 0.0 for x in (d_out, d_lse))
+    exponent = math.frexp(largest)[1] if math.isfinite(largest) else 0
+    return 2.0 ** min(GRADIENT_LIFT - exponent, 60)
 
 
 def _aligned(work: Pass, T: int) -> bool:

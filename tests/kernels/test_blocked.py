@@ -186,3 +186,17 @@ def test_a_missing_cpu_attention_is_noticed_and_named(monkeypatch: pytest.Monkey
         assert not engines.aten_works()
     monkeypatch.undo()
     engines.aten_works.cache_clear()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("size", [1e-15, 1e12])
+def test_gradients_scale_with_the_output_gradient(
+    random_inputs: Inputs, size: float, engine: str
+) -> None:
+    inputs = [x.requires_grad_() for x in random_inputs(200, gates="mixed")]
+    softmax_scale = inputs[0].shape[-1] ** -0.5
+    out, _ = blocked_attention(*inputs, softmax_scale, engine=engine)
+    plain = torch.autograd.grad(out, inputs, torch.ones_like(out), retain_graph=True)
+    scaled = torch.autograd.grad(out, inputs, torch.full_like(out, size))
+    for expected, got in zip(plain, scaled, strict=True):
+        assert (got / size - expected).norm() <= 1e-5 * expected.norm()
