@@ -21,7 +21,7 @@ from fox.kernels import engines
 from fox.kernels.pruning import Pruning
 from fox.kernels.tiles import LARGEST_FALL, Lanes, Span, Tile, plan, references
 
-MATMUL_LANES = Lanes(rows=128, pairs=8)
+MATMUL_LANES = Lanes(rows=128, width=8)
 
 # The backward pass works on weights times 2**WEIGHT_LIFT and on d_out times the power of two that
 # brings its largest entry to about 2**GRADIENT_LIFT: faint weights would otherwise make denormal

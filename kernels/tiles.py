@@ -95,10 +95,10 @@ class Tile(NamedTuple):
 
 
 class Lanes(NamedTuple):
-    """How an engine likes its work: rows per chunk at most, and (batch, head) pairs per call."""
+    """An engine's rows per chunk at most, and what it computes at once: a call idles them all."""
 
     rows: int | None
-    pairs: int
+    width: int
 
 
 Threshold = Callable[[Span], np.ndarray]
@@ -174,10 +174,10 @@ def _chunks(
         reach = _reach(falling, floor, span, first)  # (batch, heads, chunks)
         widest = reach.max((0, 1))
         together = span.members * float(_cost(chunk, widest))
-        together += CALL * lanes.pairs * _calls(span, rows, widest)
+        together += CALL * lanes.width * _calls(span, rows, widest)
         if together < cost:
             cost, best_rows, best_reach = together, rows, widest
-        alone = np.minimum(alone, _cost(chunk, reach) + CALL * lanes.pairs * 2)
+        alone = np.minimum(alone, _cost(chunk, reach) + CALL * lanes.width * 2)
     if span.members > 1 and cost > 1.05 * alone.sum():
         return [t for h in span.halves() for t in _chunks(h, running, lanes, threshold)]
     return list(_tiles(span, best_rows, best_reach))

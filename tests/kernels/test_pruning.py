@@ -15,7 +15,7 @@ from fox.kernels.tiled import prepare
 from fox.kernels.tiles import Lanes, Span, Tile, key_starts, plan
 
 Inputs = Callable[..., list[Tensor]]
-ATEN, MATMUL = Lanes(rows=None, pairs=2), Lanes(rows=128, pairs=8)
+ATEN, MATMUL = Lanes(rows=None, width=2), Lanes(rows=128, width=8)
 
 
 def computed(tiles: list[Tile], B: int, H: int, T: int, T_k: int) -> np.ndarray:
