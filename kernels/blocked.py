@@ -16,7 +16,7 @@ from fox.kernels.tiled import backward_tiles, compute_dtype, forward_tiles, prep
 from fox.kernels.tiles import Span
 
 # The backward pass copies q, k, v, out and d_out next to a spare column; it takes as many batch
-# rows at a time as make copies of this size, which caches can hold and allocators recycle.
+# rows at a time as make copies of this size per thread, which caches hold and allocators recycle.
 SCRATCH_BYTES = 2**21
 
 
@@ -79,7 +79,7 @@ def blocked_attention_backward(
         torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v, log_f)
     )
     row_bytes = 4 * H * (3 * T + 2 * T_k) * (D + 1)
-    batch_rows = max(1, SCRATCH_BYTES // max(1, row_bytes))
+    batch_rows = max(1, SCRATCH_BYTES * torch.get_num_threads() // max(1, row_bytes))
     tolerance = log_pruning_tolerance
     with torch.autocast(q.device.type, enabled=False):
         for first in range(0, B, batch_rows):
