@@ -51,10 +51,11 @@ class Speed(Callback):
     """Logs tokens_per_second without the time of validation, and mfu where the peak is known.
 
     mfu is the share of the devices' 16-bit peak that the model's own arithmetic amounts to
-    (FoxLM.flops_per_token); it is logged for 16-bit precision only.
+    (FoxLM.flops_per_token).
 
     Args:
-        peak_flops: of one device; looked up by its name if None.
+        peak_flops: of one device at the run's precision; if None, looked up by the device's name
+            for 16-bit precision.
     """
 
     def __init__(self, peak_flops: float | None = None) -> None:
@@ -62,7 +63,8 @@ class Speed(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Looks the device up and starts the clock."""
-        if self.peak_flops is None and trainer.strategy.root_device.type == "cuda":
+        half = "16" in str(trainer.precision)
+        if self.peak_flops is None and half and trainer.strategy.root_device.type == "cuda":
             name = torch.cuda.get_device_name(trainer.strategy.root_device)
             known = [peak for part, peak in PEAK_FLOPS.items() if part in name]
             self.peak_flops = known[0] if known else None
@@ -90,7 +92,7 @@ class Speed(Callback):
         tokens = self.steps * pl_module.data.tokens_per_batch
         tokens_per_second = tokens / (now - self.since)
         pl_module.log("tokens_per_second", tokens_per_second)
-        if self.peak_flops is not None and "16" in str(trainer.precision):
+        if self.peak_flops is not None:
             flops = tokens_per_second * pl_module.flops_per_token()
             pl_module.log("mfu", flops / (self.peak_flops * trainer.world_size))
         self.steps, self.since = 0, now

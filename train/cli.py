@@ -141,6 +141,7 @@ class FoxCLI(LightningCLI):
         """Adds what every run has: its records, and in `fit` progress, interruption and export."""
         config = self.config_init[self.subcommand].trainer
         folder = config.default_root_dir
+        config.precision = config.precision or usual_precision(config.accelerator)
         if self.subcommand == "fit":
             # Through the defaults they come after Speed, whose numbers they show.
             callbacks = [StepProgress(), RunRecord(), Interruption(), Export()]
@@ -191,6 +192,12 @@ def fail(message: str) -> NoReturn:
     """One line on stderr, exit status 2."""
     print(f"fox-train: error: {message}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def usual_precision(accelerator: str) -> str:
+    """bf16-mixed (float32 weights, bfloat16 matrix products) on CUDA devices, else 32-true."""
+    cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return "bf16-mixed" if cuda else "32-true"
 
 
 def preset_paths(args: Sequence[str]) -> list[str]:

@@ -15,7 +15,7 @@ import torch
 from fox import FoxForCausalLM
 from fox.checkpoints import load_checkpoint
 from fox.corpus import is_held_out, read_documents
-from fox.train.cli import main
+from fox.train.cli import main, usual_precision
 from fox.train.lm import FoxLM
 
 # LightningCLI calls what jsonargparse has renamed.
@@ -294,6 +294,13 @@ def test_the_share_of_the_peak_is_logged_in_16_bit_where_the_peak_is_known(exper
     assert abs(share - 1) < 1e-3
 
 
-def test_in_32_bit_no_share_of_the_peak_is_made_up(experiment):
-    fit("--trainer.max_steps", "2", "--speed.peak_flops", "1e9")
+def test_where_the_peak_is_unknown_no_share_of_it_is_made_up(experiment):
+    fit("--trainer.max_steps", "2")
     assert "mfu" not in metrics()[0]
+
+
+def test_gpus_train_in_bfloat16_and_cpus_in_float32(monkeypatch):
+    assert usual_precision("cpu") == "32-true"
+    for available, precision in ((True, "bf16-mixed"), (False, "32-true")):
+        monkeypatch.setattr("torch.cuda.is_available", lambda available=available: available)
+        assert usual_precision("auto") == precision
