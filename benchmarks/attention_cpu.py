@@ -190,7 +190,7 @@ def draw_figure(rows: list[dict[str, object]], path: Path) -> None:
             axis = axes[line][column]
             for way in WAYS:
                 points = [
-                    (r["T"], r["cpu_ratio_to_plain"])
+                    (r["T"], r["ratio_to_plain"])
                     for r in rows
                     if (r["gates"], r["pass"], r["way"]) == (gates, what, way)
                 ]
@@ -205,8 +205,8 @@ def draw_figure(rows: list[dict[str, object]], path: Path) -> None:
             axis.grid(alpha=0.3)
         axes[1][column].set_xlabel("sequence length T")
     for line in (0, 1):
-        axes[line][0].set_ylabel("CPU time / plain causal attention")
-    axes[0][0].legend()
+        axes[line][0].set_ylabel("time / plain causal attention")
+    axes[0][0].legend(loc="lower left", ncols=2)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
