@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from fox.cache import LayerCache
+from fox.config import FoxConfig
 from fox.kernels import forgetting_attention, forgetting_attention_with_kvcache
 from fox.kernels.token_shift import token_shift
 
@@ -107,7 +108,8 @@ class ForgettingAttention(nn.Module):
     projections are without bias but the forget gate's.
 
     Raises:
-        ValueError: the document starts, the padding or the cache do not fit the input.
+        ValueError: an argument is out of its range, or two do not fit together; in forward, the
+            shapes of the document starts, the padding or the cache do not fit the input.
 
     Source: Lin et al., Forgetting Transformer, ICLR 2025, section 3.
     """
@@ -134,6 +136,19 @@ class ForgettingAttention(nn.Module):
         log_pruning_tolerance: float | None = None,
     ) -> None:
         super().__init__()
+        FoxConfig(  # for its checks
+            vocab_size=1,
+            num_hidden_layers=1,
+            hidden_size=hidden_size,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            fgate_type=fgate_type,
+            decay_time_min=decay_time_min,
+            decay_time_max=decay_time_max,
+            use_rope=use_rope,
+            ogate_act=ogate_act,
+            log_pruning_tolerance=log_pruning_tolerance,
+        )
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads or num_heads
         self.head_dim = head_dim = hidden_size // num_heads

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fox.cache import FoxCache
+from fox.cache import FoxCache, LayerCache
 from fox.config import FoxConfig
 from fox.generation import generate
-from fox.layers import ForgettingAttention, HeadRMSNorm, LayerCache, RMSNorm, SwiGLU
+from fox.layers import ForgettingAttention, HeadRMSNorm, RMSNorm, SwiGLU
 
 
 @dataclass

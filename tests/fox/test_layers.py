@@ -5,6 +5,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from fox import ForgettingAttention
+from fox.cache import LayerCache
 from fox.layers import HeadRMSNorm, RMSNorm, SwiGLU, rotate
 from fox.model import Block
 
@@ -116,3 +117,24 @@ def test_the_layer_stands_alone_and_takes_single_tokens():
     layer = ForgettingAttention(32, 4, **PRO)
     assert layer(torch.randn(3, 1, 32)).shape == (3, 1, 32)
     assert layer(torch.randn(3, 70, 32)).shape == (3, 70, 32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"hidden_size": 250}, "hidden_size must be a multiple of num_heads, but got 250 and 4"),
+        ({"num_kv_heads": 3}, "num_heads must be a multiple of num_kv_heads, but got 4 and 3"),
+        ({"fgate_type": "fixed"}, "needs decay_time_min and decay_time_max"),
+        ({"fgate_type": "soft"}, "fgate_type must be one of"),
+    ],
+)
+def test_the_layer_refuses_what_does_not_fit(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ForgettingAttention(**({"hidden_size": 32, "num_heads": 4} | arguments))
+
+
+def test_a_cache_of_another_layer_is_refused():
+    layer = ForgettingAttention(32, 4)
+    cache = LayerCache(2, 4, 4, 4, dtype=torch.float32, device=torch.device("cpu"))
+    with torch.no_grad(), pytest.raises(ValueError, match="cache"):
+        layer(torch.randn(2, 5, 32), cache=cache)
