@@ -219,7 +219,8 @@ class ForgettingAttention(nn.Module):
                 the first token of the sequence.
             document_starts: (B, T) bool, True at the first token of each document; attention and
                 token shift do not reach across.
-            cache: decode state; x continues its tokens, and it is updated in place.
+            cache: decode state; x continues its tokens, and it is updated in place. Only
+                without gradients.
         """
         past = cache.length if cache is not None else 0
         padding = None
@@ -311,6 +312,10 @@ class ForgettingAttention(nn.Module):
         seq_start: Tensor | None,
         cache: LayerCache,
     ) -> Tensor:
+        if torch.is_grad_enabled() and q.requires_grad:
+            raise ValueError(
+                "decoding through a cache has no gradient: call the model inside torch.no_grad()"
+            )
         if log_f is None:
             log_f = torch.zeros(q.shape[:3], device=q.device)
         cache.reserve(k.shape[1])

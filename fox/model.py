@@ -118,7 +118,8 @@ class FoxModel(nn.Module):
             document_starts: (B, T) bool, True at the first token of each packed document: attention
                 and token shift do not reach across.
             cu_seqlens: (S + 1,) int, for one flat row (1, T): where documents begin, and T.
-            cache: decode state; input_ids continue its text, and it is updated in place.
+            cache: decode state; input_ids continue its text, and it is updated in place. Only
+                without gradients.
 
         Raises:
             ValueError: shapes do not fit, or the padding cannot be handled as asked.

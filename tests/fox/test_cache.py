@@ -77,3 +77,8 @@ def test_padding_that_a_cache_cannot_hold_is_refused(fox_pro):
     fox_pro(ids, cache=cache)
     with pytest.raises(ValueError, match="with the first chunk only"):
         fox_pro(ids, attention_mask=torch.ones_like(ids), cache=cache)
+
+
+def test_a_cache_with_gradients_is_refused_instead_of_losing_them(fox_pro):
+    with pytest.raises(ValueError, match=r"no gradient: call the model inside torch.no_grad\(\)"):
+        fox_pro(random_ids(2, 5), cache=fox_pro.new_cache(2))
