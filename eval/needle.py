@@ -22,12 +22,12 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from fox.eval.files import write_csv, write_json
 from fox.eval.haystack import CANDIDATES, PROTOCOL, Haystack, Key, Prompt
 from fox.eval.plots import heat_map, new_figure, save_figure
 from fox.eval.progress import progress
 from fox.eval.store import Store, fingerprint
 from fox.eval.text import Split, batches_of, documents_of, load, next_token_log_probs
+from fox.files import write_csv, write_json
 
 
 def needle(

@@ -13,10 +13,10 @@ from rich.console import Console
 from torch import Tensor
 
 from fox.corpus import Document
-from fox.eval.files import write_csv, write_json
 from fox.eval.plots import FAINT, INK, PALETTE, new_figure, plain_axes, save_figure
 from fox.eval.progress import progress
 from fox.eval.text import Split, batches_of, documents_of, load, next_token_losses
+from fox.files import write_csv, write_json
 from fox.model import FoxForCausalLM
 
 BINS_PER_OCTAVE = 2

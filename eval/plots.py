@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fox.eval.files import whole_file
+from fox.files import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

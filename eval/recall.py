@@ -18,10 +18,10 @@ from rich.console import Console
 from torch import Tensor
 
 from fox.config import FoxConfig
-from fox.eval.files import write_csv, write_json
 from fox.eval.plots import FAINT, FOX, INK, heat_map, new_figure, save_figure
 from fox.eval.progress import progress
 from fox.eval.text import next_token_log_probs
+from fox.files import write_csv, write_json
 from fox.model import FoxForCausalLM
 
 FILLERS, KEYS, VALUES, PAIRS = 64, 16, 16, 4

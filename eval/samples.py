@@ -9,9 +9,9 @@ from rich.console import Console
 from tokenizers import Tokenizer
 
 from fox.corpus import Document
-from fox.eval.files import write_json, write_text
 from fox.eval.progress import progress
 from fox.eval.text import Split, documents_of, load
+from fox.files import write_json, write_text
 
 
 def samples(

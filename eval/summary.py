@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fox.eval.files import read_json, write_csv, write_json
 from fox.eval.plots import FAINT, FOX, TRANSFORMER, new_figure, plain_axes, save_figure
 from fox.eval.recall import mean_accuracy
+from fox.files import read_json, write_csv, write_json
 
 NEAR_CHANCE = 2.0  # times the chance level
 SOURCES = (

@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import os
 import pickle
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from fox.config import FoxConfig
+from fox.files import whole_file, write_json
 from fox.model import FoxForCausalLM
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
@@ -81,12 +80,9 @@ def write_folder(model: FoxForCausalLM, folder: Path) -> None:
     if model.config.tie_word_embeddings:
         del weights["lm_head.weight"]
     config = {"model_type": MODEL_TYPE} | dataclasses.asdict(model.config)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        save_file(weights, Path(scratch) / WEIGHTS, metadata={"format": "pt"})
-        (Path(scratch) / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        for name in (WEIGHTS, CONFIG):
-            os.replace(Path(scratch) / name, folder / name)
+    with whole_file(folder / WEIGHTS) as path:
+        save_file(weights, path, metadata={"format": "pt"})
+    write_json(folder / CONFIG, config)
 
 
 def read_config(fields: dict[str, Any]) -> FoxConfig:

@@ -13,6 +13,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fox.files import whole_file
 from fox.train.lm import FoxLM
 
 # Dense 16-bit matrix products per second, from the makers' data sheets; the first name that the
@@ -233,7 +234,8 @@ class Export(Callback):
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir) / "model"
             pl_module.network.save_pretrained(folder)
-            pl_module.data.tokenizer.save(str(folder / "tokenizer.json"))
+            with whole_file(folder / "tokenizer.json") as path:
+                pl_module.data.tokenizer.save(str(path))
 
 
 def _is_time_to_log(trainer: Trainer) -> bool:

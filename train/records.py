@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import os
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
@@ -13,15 +12,9 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from fox.files import whole_file, write_json, write_text
 from fox.train.lm import FoxLM
 from fox.train.ngram import ngram_losses
-
-
-def write_json(path: Path, value: object) -> None:
-    """Writes under another name first, so that the file is whole or not there."""
-    scratch = path.with_name(f"{os.getpid()}.{path.name}")
-    scratch.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(scratch, path)
 
 
 class MetricsFile(Logger):
@@ -83,13 +76,13 @@ class MetricsFile(Logger):
         """config.yaml holds them."""
 
     def _rewrite(self) -> None:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        scratch = self.file.with_name(f"{os.getpid()}.{self.file.name}")
-        with scratch.open("w", newline="", encoding="utf-8") as file:
+        with (
+            whole_file(self.file) as scratch,
+            scratch.open("w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(self.rows)
-        os.replace(scratch, self.file)
 
 
 class RunRecord(Callback):
@@ -116,8 +109,8 @@ class RunRecord(Callback):
         row: dict[str, float] = {"step": step, "tokens": step * pl_module.tokens_per_step}
         for name in ("loss", "perplexity", "bits_per_byte"):
             row[name] = float(trainer.callback_metrics[f"val_{name}"])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, [*(row for row in rows if row["step"] < step), row])
+        rows = [*(row for row in rows if row["step"] < step), row]
+        write_text(path, json.dumps(rows, indent=2) + "\n")  # a loss may be nan: that is news, too
 
 
 class NgramBaseline(Callback):

@@ -6,14 +6,13 @@ PART.bin (token ids, uint16 or uint32) and PART.bounds.npy ((documents + 1,) int
 
 import hashlib
 import json
-import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -21,6 +20,7 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from tokenizers import Tokenizer
 
 from fox.corpus import Document, divide, find_files, read_documents, standard_library
+from fox.files import whole_file, write_json
 from fox.train.tokenizer import END_OF_TEXT, encode_documents, train_tokenizer
 
 PARTS = ("train", "validation")
@@ -123,10 +123,10 @@ def build_shards(
         print(f"tokenizer: {encoder.get_vocab_size()} entries ({seconds:.1f} s)", flush=True)
     else:
         encoder = read_tokenizer(tokenizer, vocab_size)
-    _write_whole(folder / "tokenizer.json", lambda path: encoder.save(str(path)))
+    with whole_file(folder / "tokenizer.json") as path:
+        encoder.save(str(path))
     counts = _encode(folder, divide(corpus.documents), encoder, vocab_size, max_tokens)
-    content = json.dumps({"fingerprint": fingerprint} | counts, indent=2)
-    _write_whole(meta, lambda path: path.write_text(content + "\n", encoding="utf-8"))
+    write_json(meta, {"fingerprint": fingerprint} | counts)
     return Shards(folder)
 
 
@@ -162,11 +162,10 @@ def _limited(texts: Iterable[str], characters: int) -> Iterator[str]:
 
 
 class _PartWriter:
-    """Appends documents to PART.bin; the file takes its name when it is complete."""
+    """Appends documents to an open file and keeps count of them."""
 
-    def __init__(self, folder: Path, part: str, dtype: np.dtype) -> None:
-        self.path, self.dtype = folder / f"{part}.bin", dtype
-        self.file = _scratch(self.path).open("wb")
+    def __init__(self, file: BinaryIO, dtype: np.dtype) -> None:
+        self.file, self.dtype = file, dtype
         self.digest = hashlib.sha256()
         self.bounds = [0]
         self.num_bytes = 0
@@ -178,18 +177,10 @@ class _PartWriter:
         self.bounds.append(self.bounds[-1] + len(ids))
         self.num_bytes += len(text.encode())
 
-    def discard(self) -> None:
-        self.file.close()
-        _scratch(self.path).unlink(missing_ok=True)
-
-    def close(self) -> dict[str, Any]:
-        self.file.close()
-        os.replace(_scratch(self.path), self.path)
-        bounds = np.array(self.bounds)
-        _write_whole(self.path.with_suffix(".bounds.npy"), lambda path: np.save(path, bounds))
+    def counts(self) -> dict[str, Any]:
         return {
-            "documents": len(bounds) - 1,
-            "tokens": int(bounds[-1]),
+            "documents": len(self.bounds) - 1,
+            "tokens": self.bounds[-1],
             "bytes": self.num_bytes,
             "sha256": self.digest.hexdigest(),
         }
@@ -204,7 +195,6 @@ def _encode(
 ) -> dict[str, Any]:
     """Writes both parts; returns what meta.json tells about them."""
     dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
-    train, validation = writers = [_PartWriter(folder, part, dtype) for part in PARTS]
     progress = Progress(
         TextColumn("encoding: {task.completed:,} tokens"),
         TimeElapsedColumn(),
@@ -213,8 +203,11 @@ def _encode(
     )
     started = time.perf_counter()
     with ExitStack() as stack, progress:
-        for writer in writers:
-            stack.callback(writer.discard)
+        writers = {}
+        for part in PARTS:  # both take their names when the stack is left without an error
+            path = stack.enter_context(whole_file(folder / f"{part}.bin"))
+            writers[part] = _PartWriter(stack.enter_context(path.open("wb")), dtype)
+        train, validation = writers.values()
         task = progress.add_task("", total=None)
         for (_, text), held_out in documents:
             full = max_tokens is not None and train.bounds[-1] >= max_tokens
@@ -224,7 +217,10 @@ def _encode(
                 (ids,) = encode_documents(tokenizer, [text])
                 (validation if held_out else train).add(ids, text)
                 progress.update(task, advance=len(ids))
-        counts = {part: writer.close() for part, writer in zip(PARTS, writers, strict=True)}
+        for part, writer in writers.items():
+            with whole_file(folder / f"{part}.bounds.npy") as path:
+                np.save(path, np.array(writer.bounds))
+    counts = {part: writer.counts() for part, writer in writers.items()}
     seconds = time.perf_counter() - started
     print(
         f"encoded: {counts['train']['tokens']:,} tokens to train on, "
@@ -232,13 +228,3 @@ def _encode(
         flush=True,
     )
     return {"dtype": dtype.name} | counts
-
-
-def _scratch(path: Path) -> Path:
-    return path.with_name(f"{os.getpid()}.{path.name}")
-
-
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes under another name first, so that the file is whole or not there."""
-    write(_scratch(path))
-    os.replace(_scratch(path), path)

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, models
 
 from fox.eval.cli import COMMANDS, joined_lists, main
-from fox.eval.files import read_json
+from fox.files import read_json
 from fox.model import FoxForCausalLM
 
 

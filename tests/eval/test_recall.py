@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from fox.eval import recall as module
-from fox.eval.files import read_json
 from fox.eval.recall import (
     CONFIGS,
     FILLERS,
@@ -19,6 +18,7 @@ from fox.eval.recall import (
     train,
 )
 from fox.eval.text import next_token_log_probs
+from fox.files import read_json
 from fox.model import FoxForCausalLM
 
 

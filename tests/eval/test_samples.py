@@ -6,8 +6,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from fox.corpus import Document
-from fox.eval.files import read_json
 from fox.eval.samples import as_markdown, beginnings, samples
+from fox.files import read_json
 
 
 def test_the_same_seed_gives_the_same_samples_and_another_seed_others(

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from fox.eval.files import read_json, write_json
 from fox.eval.summary import needle_lines, summary
+from fox.files import read_json, write_json
 
 VALIDATION = [
     {"step": 0, "tokens": 0, "loss": 8.0, "perplexity": 2981.0, "bits_per_byte": 3.0},

@@ -22,6 +22,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text."""
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 

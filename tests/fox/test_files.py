@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fox.eval.files import read_json, whole_file, write_csv, write_json
+from fox.files import read_json, whole_file, write_csv, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_scraps(tmp_path: Path) -> None:
