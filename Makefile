@@ -21,6 +21,7 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(RUN)/python -m pytest
+	TRITON_INTERPRET=1 $(RUN)/python -m pytest tests/kernels/flash
 
 # Type checkers do not see the folder -> package mapping of an editable install, so the installed
 # shape is laid out in build/types.
