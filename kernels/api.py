@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from fox.kernels.blocked import blocked_attention
-from fox.kernels.cached import cached_attention
+from fox.kernels.cached import cached_attention, reference_cached
 from fox.kernels.checks import (
     check_appended,
     check_cu_seqlens,
     check_heads,
     check_integers,
     check_pruning,
+    check_window,
     checked_backend,
 )
 from fox.kernels.gates import running_log_gates
@@ -31,6 +32,7 @@ def forgetting_attention(
     log_f: Tensor,
     *,
     softmax_scale: float | None = None,
+    window_size: int | None = None,
     seq_start: Tensor | None = None,
     log_pruning_tolerance: float | None = None,
     logit_bound: float | Tensor | None = None,
@@ -51,6 +53,8 @@ def forgetting_attention(
             -inf forgets everything before this token. Values <= -1e4 count as -inf: such a reset
             is exact and has gradient 0.
         softmax_scale: factor on the dot products; 1 / sqrt(D) if None.
+        window_size: how many keys a row sees at most, at least 1: its own and those right before
+            it (key j is visible to row i iff i - window_size < j <= i); None sees all.
         seq_start: (B,) integer in [0, T_k]: keys before it are invisible (left padding).
         log_pruning_tolerance: ln of the largest total attention weight that pruning may drop from
             a row, at most 0; None drops only what lies far below rounding: -30, or -60 for
@@ -87,14 +91,15 @@ def forgetting_attention(
     if seq_start is not None:
         check_integers("seq_start", seq_start, (B,), q, highest=T_k)
     scale = 1 / math.sqrt(D) if softmax_scale is None else softmax_scale
+    check_window(window_size)
     bound = check_pruning(log_pruning_tolerance, logit_bound, B, H, q)
     log_f = _per_query_head(log_f, H)
 
     if checked_backend(backend) == "reference":
-        out, lse = reference_attention(q, k, v, log_f, scale, seq_start)
+        out, lse = reference_attention(q, k, v, log_f, scale, seq_start, window_size)
     else:
         out, lse = blocked_attention(
-            q, k, v, log_f, scale, seq_start, None, None, log_pruning_tolerance, bound
+            q, k, v, log_f, scale, seq_start, window_size, None, None, log_pruning_tolerance, bound
         )
     out = out.to(q.dtype)
     return (out, lse) if return_lse else out
@@ -111,6 +116,7 @@ def forgetting_attention_varlen(
     max_seqlen_k: int,
     *,
     softmax_scale: float | None = None,
+    window_size: int | None = None,
     log_pruning_tolerance: float | None = None,
     logit_bound: float | Tensor | None = None,
     return_lse: bool = False,
@@ -127,7 +133,7 @@ def forgetting_attention_varlen(
             total_k. A sequence may be empty, and may have more queries than keys: the first
             ones then see nothing.
         max_seqlen_q, max_seqlen_k: the largest lengths, as flash-attn asks for; at least those.
-        softmax_scale, log_pruning_tolerance, logit_bound, return_lse, backend: as in
+        softmax_scale, window_size, log_pruning_tolerance, logit_bound, return_lse, backend: as in
             forgetting_attention, with B = 1.
 
     Returns:
@@ -145,16 +151,18 @@ def forgetting_attention_varlen(
     check_cu_seqlens("q", cu_seqlens_q, sequences, q, max_seqlen_q)
     check_cu_seqlens("k", cu_seqlens_k, sequences, k, max_seqlen_k)
     scale = 1 / math.sqrt(D) if softmax_scale is None else softmax_scale
+    check_window(window_size)
     bound = check_pruning(log_pruning_tolerance, logit_bound, 1, H, q)
     log_f = _per_query_head(log_f, H)
 
     if checked_backend(backend) == "reference":
-        out, lse = _reference_varlen(q, k, v, log_f, cu_seqlens_q, cu_seqlens_k, scale)
+        out, lse = _reference_varlen(q, k, v, log_f, cu_seqlens_q, cu_seqlens_k, scale, window_size)
     else:
         inputs = (x.unsqueeze(0) for x in (q, k, v, log_f))
         out, lse = blocked_attention(
-            *inputs, scale, None, cu_seqlens_q, cu_seqlens_k, log_pruning_tolerance, bound
-        )
+            *inputs, scale, None, window_size, cu_seqlens_q, cu_seqlens_k,
+            log_pruning_tolerance, bound,
+        )  # fmt: skip
         out, lse = out.squeeze(0), lse.squeeze(0)
     out = out.to(q.dtype)
     return (out, lse) if return_lse else out
@@ -172,9 +180,11 @@ def forgetting_attention_with_kvcache(
     cache_seqlens: int | Tensor | None = None,
     *,
     softmax_scale: float | None = None,
+    window_size: int | None = None,
     seq_start: Tensor | None = None,
     log_pruning_tolerance: float | None = None,
     logit_bound: float | Tensor | None = None,
+    backend: str | None = None,
 ) -> Tensor:
     """Append k, v and gates to a cache in place, then attend to all it holds: decoding.
 
@@ -189,15 +199,18 @@ def forgetting_attention_with_kvcache(
         log_f: (B, T_new, H) or (B, T_new, H_kv), given with k and v; as in forgetting_attention.
         cache_seqlens: slots filled before the call, an int or a (B,) integer tensor. None: all S
             (only if nothing is appended).
-        softmax_scale, log_pruning_tolerance, logit_bound: as in forgetting_attention; a single
-            row (T = 1) is pruned only with a logit_bound, as finding one would read every key.
+        softmax_scale, window_size, log_pruning_tolerance, logit_bound: as in forgetting_attention;
+            a single row (T = 1) is pruned only with a logit_bound, as finding one would read every
+            key.
         seq_start: (B,) integer: slots before it are invisible, and their gates count as 0.
+        backend: "blocked" or "reference", as in forgetting_attention; "blocked" if None.
 
     Returns:
         (B, T, H, D) in the dtype of q.
 
     Raises:
-        ValueError: a shape, dtype or value is not as above, or the cache is too short.
+        ValueError: a shape, dtype or value is not as above, the cache is too short, or the backend
+            does not exist.
     """
     check_heads(q, k_cache, v_cache, lambda_cache, "(B, T, H, D)", 4, cache=True)
     B, T, H, D = q.shape
@@ -212,7 +225,9 @@ def forgetting_attention_with_kvcache(
     if seq_start is not None:
         check_integers("seq_start", seq_start, (B,), q, highest=S)
     scale = 1 / math.sqrt(D) if softmax_scale is None else softmax_scale
+    check_window(window_size)
     bound = check_pruning(log_pruning_tolerance, logit_bound, B, H, q)
+    backend = checked_backend(backend)
     filled = check_appended(q, k_cache, k, v, log_f, cache_seqlens)
     T_new = 0 if k is None else k.shape[1]
     lengths = [n + T_new for n in filled]
@@ -224,8 +239,11 @@ def forgetting_attention_with_kvcache(
     if k is not None and v is not None and log_f is not None:
         log_f = _per_query_head(log_f, H)
         _append(k_cache, v_cache, lambda_cache, k, v, log_f, filled, seq_start)
+    cache = (k_cache, v_cache, lambda_cache)
+    if backend == "reference":
+        return reference_cached(q, *cache, lengths, scale, seq_start, window_size)
     return cached_attention(
-        q, k_cache, v_cache, lambda_cache, lengths, scale, seq_start, log_pruning_tolerance, bound
+        q, *cache, lengths, scale, seq_start, window_size, log_pruning_tolerance, bound
     )
 
 
@@ -260,6 +278,7 @@ def _reference_varlen(
     cu_seqlens_q: Tensor,
     cu_seqlens_k: Tensor,
     scale: float,
+    window_size: int | None,
 ) -> tuple[Tensor, Tensor]:
     """One reference call per sequence; rows before the first key get out 0 and lse -inf."""
     outs, lses = [], []
@@ -270,8 +289,9 @@ def _reference_varlen(
         blind = max(q1 - q0 - (k1 - k0), 0)
         rows, keys = slice(q0 + blind, q1), slice(k0, k1)
         out, lse = reference_attention(
-            q[None, rows], k[None, keys], v[None, keys], log_f[None, keys], scale
-        )
+            q[None, rows], k[None, keys], v[None, keys], log_f[None, keys],
+            scale, None, window_size,
+        )  # fmt: skip
         outs.append(torch.cat([out.new_zeros(blind, *q.shape[1:]), out[0]]))
         lses.append(torch.cat([lse.new_full((q.shape[1], blind), -math.inf), lse[0]], dim=1))
     return torch.cat(outs), torch.cat(lses, dim=1)

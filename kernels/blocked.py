@@ -28,6 +28,7 @@ def blocked_attention(
     log_f: Tensor,
     softmax_scale: float,
     seq_start: Tensor | None = None,
+    window_size: int | None = None,
     cu_seqlens_q: Tensor | None = None,
     cu_seqlens_k: Tensor | None = None,
     log_pruning_tolerance: float | None = None,
@@ -41,7 +42,7 @@ def blocked_attention(
     """
     with torch.autocast(q.device.type, enabled=False):
         running = running_log_gates(log_f, seq_start)
-        spans = _spans(q, k, seq_start, cu_seqlens_q, cu_seqlens_k)
+        spans = _spans(q, k, seq_start, cu_seqlens_q, cu_seqlens_k, window_size)
         tolerance, bound = log_pruning_tolerance, logit_bound
         work = prepare(q, k, running, spans, softmax_scale, tolerance, bound, engine)
         return forward_tiles(q, k, v, work)
@@ -66,6 +67,7 @@ def blocked_attention_backward(
     lse: Tensor,
     softmax_scale: float,
     seq_start: Tensor | None,
+    window_size: int | None,
     cu_seqlens_q: Tensor | None,
     cu_seqlens_k: Tensor | None,
     log_pruning_tolerance: float | None,
@@ -87,7 +89,7 @@ def blocked_attention_backward(
             start = None if seq_start is None else seq_start[b]
             bound = None if logit_bound is None else logit_bound[b]
             running = running_log_gates(log_f[b], start)
-            spans = _spans(q[b], k[b], start, cu_seqlens_q, cu_seqlens_k)
+            spans = _spans(q[b], k[b], start, cu_seqlens_q, cu_seqlens_k, window_size)
             work = prepare(q[b], k[b], running, spans, softmax_scale, tolerance, bound, engine)
             d_lambda = backward_tiles(
                 d_out[b], d_lse[b], q[b], k[b], v[b], out[b], lse[b],
@@ -108,19 +110,19 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, log_f, scale, seq_start, cu_q, cu_k, tolerance, bound, engine = inputs
+    q, k, v, log_f, scale, seq_start, window, cu_q, cu_k, tolerance, bound, engine = inputs
     ctx.save_for_backward(q, k, v, log_f, *output, seq_start, cu_q, cu_k, bound)
-    ctx.options = (scale, tolerance, engine)
+    ctx.options = (scale, window, tolerance, engine)
 
 
 def _differentiate(ctx: Any, d_out: Tensor, d_lse: Tensor) -> tuple[Tensor | None, ...]:
     q, k, v, log_f, out, lse, seq_start, cu_q, cu_k, bound = ctx.saved_tensors
-    scale, tolerance, engine = ctx.options
+    scale, window, tolerance, engine = ctx.options
     gradients = blocked_attention_backward(
         d_out, d_lse, q, k, v, log_f, out, lse,
-        scale, seq_start, cu_q, cu_k, tolerance, bound, engine,
+        scale, seq_start, window, cu_q, cu_k, tolerance, bound, engine,
     )  # fmt: skip
-    return (*gradients, None, None, None, None, None, None, None)
+    return (*gradients, *[None] * 8)
 
 
 def _refuse(ctx: Any, *gradients: Tensor) -> None:
@@ -140,7 +142,10 @@ def _spans(
     seq_start: Tensor | None,
     cu_seqlens_q: Tensor | None,
     cu_seqlens_k: Tensor | None,
+    window_size: int | None = None,
 ) -> list[Span]:
+    if window_size is not None:
+        raise NotImplementedError('window_size does not exist yet on backend "blocked".')
     B, T, H, _ = q.shape
     heads = slice(0, H)
     if cu_seqlens_q is not None and cu_seqlens_k is not None:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fox.kernels.reference import reference_attention
 from fox.kernels.tiled import compute_dtype, forward_tiles, prepare
 from fox.kernels.tiles import Span
 
@@ -21,10 +22,13 @@ def cached_attention(
     lengths: list[int],
     softmax_scale: float,
     seq_start: Tensor | None,
+    window_size: int | None,
     log_pruning_tolerance: float | None,
     logit_bound: Tensor | None,
 ) -> Tensor:
     """Rows of q at the end of lengths[b] slots, from running gates (B, S, H); see api.py."""
+    if window_size is not None:
+        raise NotImplementedError('window_size does not exist yet on backend "blocked".')
     B, T, H, _ = q.shape
     N = max(lengths, default=0)
     k, v = k_cache[:, :N], v_cache[:, :N]
@@ -46,6 +50,28 @@ def cached_attention(
         work = prepare(q, k, running.contiguous(), spans, softmax_scale, tolerance, bound)
         out, _ = forward_tiles(q, k, v, work)
         return out.to(q.dtype)
+
+
+def reference_cached(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    lambda_cache: Tensor,
+    lengths: list[int],
+    softmax_scale: float,
+    seq_start: Tensor | None,
+    window_size: int | None,
+) -> Tensor:
+    """The same by the definition, from the gates that the running gates tell."""
+    outs = [q[:0]]
+    for b, length in enumerate(lengths):
+        row = slice(b, b + 1)
+        k, v, running = (x[row, :length] for x in (k_cache, v_cache, lambda_cache))
+        log_f = running.diff(dim=1, prepend=running[:, :1])
+        start = None if seq_start is None else seq_start[row]
+        out, _ = reference_attention(q[row], k, v, log_f, softmax_scale, start, window_size)
+        outs.append(out.to(q.dtype))
+    return torch.cat(outs)
 
 
 def _first_live(running: Tensor, floor: Tensor) -> int:

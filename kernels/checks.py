@@ -3,6 +3,8 @@
 Legend: B batch, T query rows, T_k keys, H query heads, H_kv key heads, D head size, S cache slots.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -100,6 +102,27 @@ def check_cu_seqlens(which: str, x: Tensor, sequences: int, y: Tensor, longest: 
 def _readable(x: Tensor) -> bool:
     """Whether values can be looked at without stopping a device or breaking a graph."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def check_window(window_size: object) -> None:
+    if window_size is None:
+        return
+    if isinstance(window_size, int) and not isinstance(window_size, bool) and window_size >= 1:
+        return
+    cure = ""
+    if isinstance(window_size, tuple) and len(window_size) == 2:
+        left = window_size[0]
+        here = left + 1 if isinstance(left, int) and left >= 0 else None
+        cure = (
+            " flash-attn's (left, right) does not count a row's own key, and a causal row sees "
+            f"none to its right: its window_size={window_size} is window_size={here} here."
+        )
+    elif isinstance(window_size, (int, float)) and window_size in (0, -1, math.inf):
+        cure = " Pass None for no window."
+    raise ValueError(
+        "window_size must be None or the number of keys that a row sees, its own included, an int "
+        f"of at least 1, but got {window_size!r}.{cure}"
+    )
 
 
 def check_pruning(

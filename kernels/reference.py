@@ -16,6 +16,7 @@ def reference_attention(
     log_f: Tensor,
     softmax_scale: float,
     seq_start: Tensor | None = None,
+    window_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Softmax over visible keys of softmax_scale <q_i, k_j> + sum_{l = j+1..i} log f_l, times v.
 
@@ -24,6 +25,7 @@ def reference_attention(
         log_f: (B, T_k, H).
         softmax_scale: factor on the dot products.
         seq_start: (B,) integer; keys before it are invisible.
+        window_size: how many keys a row sees at most, its own included.
 
     Returns:
         out (B, T, H, D) and lse (B, H, T), float64 for float64 inputs, else float32. A row that
@@ -44,7 +46,10 @@ def reference_attention(
     segment = reset.cumsum(1).transpose(1, 2)  # (B, H, T_k)
     rows = slice(T_k - T, T_k)
     visible = segment[:, :, rows, None] == segment[:, :, None, :]  # (B, H, T, T_k)
-    visible = visible & visible.new_ones(T, T_k).tril(T_k - T)
+    band = visible.new_ones(T, T_k).tril(T_k - T)
+    if window_size is not None:
+        band = band.triu(T_k - T - window_size + 1)
+    visible = visible & band
     if seq_start is not None:
         visible = visible & ~padding(log_f, seq_start).transpose(1, 2)[:, :, None]
 

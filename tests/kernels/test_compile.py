@@ -23,10 +23,12 @@ def test_the_ops_keep_the_contract_of_torch(
     ]
     start = torch.tensor([0, 3])
     bound = torch.ones(2, 4, dtype=torch.float64)
-    torch.library.opcheck(blocked_attention, (*inputs, 0.3, start, None, None, -9.0, bound, None))
+    torch.library.opcheck(
+        blocked_attention, (*inputs, 0.3, start, None, None, None, -9.0, bound, None)
+    )
     with torch.no_grad():
         out, lse = blocked_attention(*inputs, 0.3)
-        arguments = (out, lse, *inputs, out, lse, 0.3, None, None, None, None, None, None)
+        arguments = (out, lse, *inputs, out, lse, 0.3, *[None] * 7)
         tests = ("test_schema", "test_faketensor")
         torch.library.opcheck(blocked_attention_backward, arguments, test_utils=tests)
 
