@@ -4,6 +4,7 @@ Legend: B batch, T_k keys, H query heads. Gates are (B, T_k, H), their running s
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # A gate this small or smaller is a reset: nothing before it can be seen from it or after it.
@@ -50,18 +51,31 @@ def running_log_gates(
     return steps.cumsum_(-1)
 
 
-def log_gate_gradient(d_lambda: Tensor, log_f: Tensor, seq_start: Tensor | None = None) -> Tensor:
+def log_gate_gradient(
+    d_lambda: Tensor,
+    log_f: Tensor,
+    seq_start: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+) -> Tensor:
     """d log f_t = sum_{s >= t} d lambda_s; exactly 0 where the gate has no effect.
 
     Args:
         d_lambda: (B, H, T_k) float64, row sums minus column sums of the score gradient.
         log_f: (B, T_k, H), the gates that were summed.
         seq_start: (B,) integer, as given to running_log_gates.
+        cu_seqlens: (sequences + 1,) integer borders between which keys see each other.
 
     Returns:
         (B, T_k, H) float64: 0 at resets, in padding and at the first visible token.
     """
     gradient = d_lambda.flip(-1).cumsum(-1).flip(-1).transpose(1, 2)
+    if cu_seqlens is not None:
+        # A sequence adds nothing on paper; in numbers its rounding would reach the one before.
+        position = torch.arange(log_f.shape[1], device=log_f.device, dtype=cu_seqlens.dtype)
+        sequence = torch.searchsorted(cu_seqlens, position, right=True)
+        gradient = gradient - F.pad(gradient, (0, 0, 0, 1))[:, cu_seqlens[sequence]]
+        first = position == cu_seqlens[sequence - 1]
+        gradient.masked_fill_(first.unsqueeze(-1), 0.0)
     gradient.masked_fill_(resets(log_f), 0.0)
     if seq_start is None:
         gradient[:, :1] = 0.0

@@ -1,0 +1,141 @@
+"""What every kernel needs to know first: which sequence, head and tile a program works on.
+
+Legend: B batch, T query rows, T_k keys, H query heads. Within a sequence rows and keys count from
+0; row r stands at position keys - rows + r among the keys.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+# More than any running gate may fall between two tokens without a reset; see gates.RESET_JUMP.
+RESET_FALL = tl.constexpr(-8192.0)
+
+
+class Batch(NamedTuple):
+    """The sequences of a call: batch rows, or pieces of one row between cumulative lengths.
+
+    Args:
+        sequences: how many.
+        rows, keys: of the longest; of each, without cumulative lengths.
+        seq_start: (B,) integer, keys before it are invisible; None without cumulative lengths.
+        cu_q, cu_k: (sequences + 1,) integer, or None.
+    """
+
+    sequences: int
+    rows: int
+    keys: int
+    seq_start: Tensor | None
+    cu_q: Tensor | None
+    cu_k: Tensor | None
+
+    def units(self, T: int, unit: int) -> int:
+        """Entries per head for boundaries of `unit` rows; no sequence shares one with another."""
+        return T // unit + self.sequences if self.cu_q is not None else triton.cdiv(T, unit)
+
+    def flags(self) -> dict[str, bool]:
+        return {"VARLEN": self.cu_q is not None, "PADDED": self.seq_start is not None}
+
+
+def padded(D: int) -> int:
+    """The power of two, 16 at least, that a head size is padded to inside the kernels."""
+    return max(16, triton.next_power_of_2(D))
+
+
+def last_contiguous(x: Tensor) -> Tensor:
+    """x itself where a kernel can read it: a unit last stride, and tiles within 32-bit offsets."""
+    return x if x.stride(-1) == 1 and 256 * max(x.stride()) < 2**31 else x.contiguous()
+
+
+def precision(x: Tensor) -> str:
+    """float32 inputs are multiplied as such, never as TF32."""
+    return "ieee" if x.dtype == torch.float32 else "tf32"
+
+
+@cache
+def _cache_bytes(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).L2_cache_size
+
+
+def heads_sharing_cache(k: Tensor, heads: int) -> int:
+    """How many heads' keys and values fit in half of the L2 cache, a power of two."""
+    if not k.is_cuda:
+        return 1
+    B, T_k, H_kv, D = k.shape
+    fit = _cache_bytes(k.device) * heads // (4 * T_k * H_kv * D * k.element_size())
+    return 1 << max(0, min(fit, 64).bit_length() - 1)
+
+
+def on_device(x: Tensor) -> AbstractContextManager[object]:
+    """Triton launches on the current device, which need not be that of the tensors."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+@triton.jit
+def place(pid, tiles, members, share):
+    """Tile and member (sequence and head) of a program; tile 0 of the first `share` members first.
+
+    Programs start in the order of pid: the heaviest tiles come first, so that no long one is left
+    alone at the end, and only `share` members at a time, so that their keys stay in the L2 cache.
+    """
+    section = pid // (share * tiles)
+    first = section * share
+    size = tl.minimum(members - first, share)
+    local = pid - first * tiles
+    return local // size, first + local % size
+
+
+@triton.jit
+def sequence(s, cu_q, cu_k, T, T_k, VARLEN: tl.constexpr):
+    """Batch row, first row, rows, first key, keys of sequence s."""
+    if VARLEN:
+        row0 = tl.load(cu_q + s).to(tl.int64)
+        key0 = tl.load(cu_k + s).to(tl.int64)
+        rows = (tl.load(cu_q + s + 1).to(tl.int64) - row0).to(tl.int32)
+        keys = (tl.load(cu_k + s + 1).to(tl.int64) - key0).to(tl.int32)
+        b = s.to(tl.int64) * 0
+    else:
+        row0 = s.to(tl.int64) * 0
+        key0 = s.to(tl.int64) * 0
+        rows = T
+        keys = T_k
+        b = s.to(tl.int64)
+    return b, row0, rows, key0, keys
+
+
+@triton.jit
+def unit_offset(s, b, row0, h, H, units, UNIT: tl.constexpr, VARLEN: tl.constexpr):
+    """Where the units of UNIT rows of a sequence and head begin in key_start (B, H, units)."""
+    offset = (b * H + h) * units
+    if VARLEN:
+        offset += row0 // UNIT + s
+    return offset
+
+
+@triton.jit
+def load_rows(
+    base, first, count, stride,
+    D: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, WHOLE: tl.constexpr = False,
+):  # fmt: skip
+    """Rows first .. first + ROWS of a (count, D) matrix, 0 outside: (ROWS, WIDTH).
+
+    WHOLE promises that all these rows exist.
+    """
+    rows = tl.arange(0, ROWS)
+    columns = tl.arange(0, WIDTH)
+    wide = tl.full([], 0, tl.int64) + first
+    pointers = base + wide * stride + (rows[:, None] * stride + columns[None, :])
+    inside = (first + rows >= 0) & (first + rows < count)
+    if WHOLE and D == WIDTH:
+        return tl.load(pointers)
+    if WHOLE:
+        return tl.load(pointers, mask=(columns < D)[None, :], other=0.0)
+    return tl.load(pointers, mask=inside[:, None] & (columns < D)[None, :], other=0.0)

@@ -1,0 +1,203 @@
+"""The flash backend as PyTorch sees it: two custom ops; triton is imported when they run.
+
+Legend: B batch, T query rows, T_k keys, H query heads, H_kv key heads, D head size.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fox.kernels.flash.tuning import choose_plan
+from fox.kernels.gates import log_gate_gradient, running_log_gates
+
+if TYPE_CHECKING:
+    from fox.kernels.flash.layout import Batch
+
+
+@torch.library.custom_op("fox::flash_attention", mutates_args=())
+def flash_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_f: Tensor,
+    softmax_scale: float,
+    window_size: int | None = None,
+    seq_start: Tensor | None = None,
+    cu_seqlens_q: Tensor | None = None,
+    cu_seqlens_k: Tensor | None = None,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    log_pruning_tolerance: float | None = None,
+    logit_bound: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """out, lse, and what the backward pass needs: running gates and the first key of each unit.
+
+    Args: as in api.forgetting_attention and, with B = 1, forgetting_attention_varlen.
+
+    Returns:
+        out (B, T, H, D) in the dtype of q, lse (B, H, T) float32, lambda (B, H, T_k) float64,
+        (B, H, units) int32.
+    """
+    running = running_log_gates(log_f, seq_start)
+    batch = _batch(q, k, seq_start, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+    return flash_forward(
+        q, k, v, running, batch, softmax_scale, window_size, log_pruning_tolerance, logit_bound
+    )
+
+
+def flash_forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    running: Tensor,
+    batch: "Batch",
+    softmax_scale: float,
+    window_size: int | None,
+    log_pruning_tolerance: float | None,
+    logit_bound: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As flash_attention, from running gates (B, H, T_k) of any strides: a cache holds those."""
+    from fox.kernels.flash.forward import forward
+    from fox.kernels.flash.layout import last_contiguous
+    from fox.kernels.flash.ranges import key_starts, split_gates
+
+    B, T, H, D = q.shape
+    plan = choose_plan(D, q.dtype, q.device)
+    if not q.numel():
+        key_start = q.new_empty(B, H, batch.units(T, plan.unit), dtype=torch.int32)
+        return torch.empty_like(q), q.new_empty(B, H, T, dtype=torch.float32), running, key_start
+    q, k, v = (last_contiguous(x) for x in (q, k, v))
+    key_start = key_starts(
+        q, k, running, batch, plan.unit, softmax_scale,
+        window_size, log_pruning_tolerance, logit_bound,
+    )  # fmt: skip
+    gates = split_gates(running, plan.forward.keys, batch)
+    out, lse = forward(
+        q, k, v, gates, key_start, batch, plan.forward, plan.unit, softmax_scale, window_size
+    )
+    return out, lse, running, key_start
+
+
+@flash_attention.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_f: Tensor,
+    softmax_scale: float,
+    window_size: int | None = None,
+    seq_start: Tensor | None = None,
+    cu_seqlens_q: Tensor | None = None,
+    *rest: object,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    B, T, H, D = q.shape
+    unit = choose_plan(D, q.dtype, q.device).unit
+    units = -(-T // unit) if cu_seqlens_q is None else T // unit + cu_seqlens_q.shape[0] - 1
+    return (
+        torch.empty_like(q, memory_format=torch.contiguous_format),
+        q.new_empty(B, H, T, dtype=torch.float32),
+        q.new_empty(B, H, k.shape[1], dtype=torch.float64),
+        q.new_empty(B, H, units, dtype=torch.int32),
+    )
+
+
+@torch.library.custom_op("fox::flash_attention_backward", mutates_args=())
+def flash_attention_backward(
+    d_out: Tensor,
+    d_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_f: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    running: Tensor,
+    key_start: Tensor,
+    softmax_scale: float,
+    window_size: int | None,
+    seq_start: Tensor | None,
+    cu_seqlens_q: Tensor | None,
+    cu_seqlens_k: Tensor | None,
+    max_seqlen_q: int | None,
+    max_seqlen_k: int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dq, dk, dv, dlog_f in the shapes and dtypes of q, k, v, log_f."""
+    from fox.kernels.flash.backward import backward
+    from fox.kernels.flash.layout import last_contiguous
+    from fox.kernels.flash.ranges import split_gates
+
+    if not q.numel():
+        return tuple(torch.zeros_like(x) for x in (q, k, v, log_f))
+    batch = _batch(q, k, seq_start, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+    plan = choose_plan(q.shape[-1], q.dtype, q.device)
+    d_out, q, k, v = (last_contiguous(x) for x in (d_out, q, k, v))
+    d_lse = None if d_lse is None else d_lse.contiguous()
+    gates = split_gates(running, plan.dq.keys, batch)
+    dq, dk, dv, d_lambda = backward(
+        d_out, d_lse, q, k, v, out, lse, gates, key_start, batch, plan, softmax_scale, window_size
+    )
+    d_log_f = log_gate_gradient(d_lambda, log_f, seq_start, cu_seqlens_k)
+    return dq, dk, dv, d_log_f.to(log_f.dtype, memory_format=torch.contiguous_format)
+
+
+@flash_attention_backward.register_fake
+def _(
+    d_out: Tensor,
+    d_lse: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_f: Tensor,
+    *rest: object,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dq, dk, dv, d_log_f = (x.new_empty(x.shape) for x in (q, k, v, log_f))
+    return dq, dk, dv, d_log_f
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    q, k, v, log_f, scale, window, seq_start, cu_q, cu_k, max_q, max_k, _, _ = inputs
+    ctx.save_for_backward(q, k, v, log_f, *output, seq_start, cu_q, cu_k)
+    ctx.options = (scale, window, max_q, max_k)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(
+    ctx: Any, d_out: Tensor | None, d_lse: Tensor | None, *rest: None
+) -> tuple[Tensor | None, ...]:
+    q, k, v, log_f, out, lse, running, key_start, seq_start, cu_q, cu_k = ctx.saved_tensors
+    scale, window, max_q, max_k = ctx.options
+    if d_out is None:
+        d_out = torch.zeros_like(out)
+    gradients = flash_attention_backward(
+        d_out, d_lse, q, k, v, log_f, out, lse, running, key_start,
+        scale, window, seq_start, cu_q, cu_k, max_q, max_k,
+    )  # fmt: skip
+    return (*gradients, *(None,) * 9)
+
+
+def _refuse(ctx: Any, *gradients: Tensor) -> None:
+    raise NotImplementedError(
+        'forgetting_attention has no gradient of its gradient on backend "flash"; '
+        'backend "reference" has.'
+    )
+
+
+flash_attention.register_autograd(_differentiate, setup_context=_save)
+flash_attention_backward.register_autograd(_refuse)
+
+
+def _batch(
+    q: Tensor,
+    k: Tensor,
+    seq_start: Tensor | None,
+    cu_q: Tensor | None,
+    cu_k: Tensor | None,
+    max_q: int | None,
+    max_k: int | None,
+) -> "Batch":
+    from fox.kernels.flash.layout import Batch
+
+    if cu_q is None or max_q is None or max_k is None:
+        return Batch(q.shape[0], q.shape[1], k.shape[1], seq_start, None, None)
+    return Batch(cu_q.shape[0] - 1, max_q, max_k, None, cu_q, cu_k)
