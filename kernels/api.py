@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fox.kernels.blocked import blocked_attention
-from fox.kernels.cached import cached_attention, reference_cached
+from fox.kernels.cached import cached_attention
 from fox.kernels.checks import (
     check_appended,
     check_cu_seqlens,
@@ -239,12 +239,10 @@ def forgetting_attention_with_kvcache(
     if k is not None and v is not None and log_f is not None:
         log_f = _per_query_head(log_f, H)
         _append(k_cache, v_cache, lambda_cache, k, v, log_f, filled, seq_start)
-    cache = (k_cache, v_cache, lambda_cache)
-    if backend == "reference":
-        return reference_cached(q, *cache, lengths, scale, seq_start, window_size)
     return cached_attention(
-        q, *cache, lengths, scale, seq_start, window_size, log_pruning_tolerance, bound
-    )
+        q, k_cache, v_cache, lambda_cache, lengths, scale, seq_start, window_size,
+        log_pruning_tolerance, bound, backend,
+    )  # fmt: skip
 
 
 def _append(

@@ -144,18 +144,18 @@ def _spans(
     cu_seqlens_k: Tensor | None,
     window_size: int | None = None,
 ) -> list[Span]:
-    if window_size is not None:
-        raise NotImplementedError('window_size does not exist yet on backend "blocked".')
     B, T, H, _ = q.shape
     heads = slice(0, H)
     if cu_seqlens_q is not None and cu_seqlens_k is not None:
         rows, keys = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
         borders = zip(rows[:-1], rows[1:], keys[:-1], keys[1:], strict=True)
-        return [Span(slice(0, 1), heads, *border) for border in borders]
+        return [Span(slice(0, 1), heads, *border, window_size) for border in borders]
     if seq_start is None:
-        return [Span(slice(0, B), heads, 0, T, 0, k.shape[1])]
+        return [Span(slice(0, B), heads, 0, T, 0, k.shape[1], window_size)]
     starts = seq_start.tolist()
-    return [Span(slice(b, b + 1), heads, 0, T, starts[b], k.shape[1]) for b in range(B)]
+    return [
+        Span(slice(b, b + 1), heads, 0, T, starts[b], k.shape[1], window_size) for b in range(B)
+    ]
 
 
 def computed_share(
@@ -164,15 +164,19 @@ def computed_share(
     log_f: Tensor,
     *,
     softmax_scale: float | None = None,
+    window_size: int | None = None,
     seq_start: Tensor | None = None,
     log_pruning_tolerance: float | None = None,
     logit_bound: Tensor | None = None,
 ) -> float:
-    """The share of visible scores (query, key at or before it) that the blocked backend computes.
+    """The share of visible scores that the blocked backend computes.
+
+    Visible to a query are the keys from seq_start to its own, with a window those inside it: a
+    window alone leaves the share at 1.
 
     Args:
         q: (B, T, H, D). k: (B, T_k, H_kv, D). log_f: (B, T_k, H).
-        softmax_scale, seq_start, log_pruning_tolerance: as in forgetting_attention.
+        softmax_scale, window_size, seq_start, log_pruning_tolerance: as in forgetting_attention.
         logit_bound: (B, H).
 
     Returns:
@@ -180,7 +184,7 @@ def computed_share(
     """
     scale = 1 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale
     running = running_log_gates(log_f, seq_start)
-    spans = _spans(q, k, seq_start, None, None)
+    spans = _spans(q, k, seq_start, None, None, window_size)
     work = prepare(q, k, running, spans, scale, log_pruning_tolerance, logit_bound)
     visible = sum(span.scores for span in spans)
     return sum(tile.scores for tile in work.tiles) / visible if visible else 1.0

@@ -1,6 +1,7 @@
 """Attention of the last rows of a cache to all it holds: what decoding runs.
 
-Legend: B batch, T query rows, S slots, N filled slots, H query heads, H_kv key heads, D head size.
+Legend: B batch, T query rows, S slots, N slots that are read, H query heads, H_kv key heads, D head
+size.
 """
 
 import math
@@ -25,53 +26,77 @@ def cached_attention(
     window_size: int | None,
     log_pruning_tolerance: float | None,
     logit_bound: Tensor | None,
+    backend: str,
 ) -> Tensor:
     """Rows of q at the end of lengths[b] slots, from running gates (B, S, H); see api.py."""
-    if window_size is not None:
-        raise NotImplementedError('window_size does not exist yet on backend "blocked".')
-    B, T, H, _ = q.shape
-    N = max(lengths, default=0)
-    k, v = k_cache[:, :N], v_cache[:, :N]
-    running = lambda_cache[:, :N].transpose(1, 2)  # (B, H, N)
-    with torch.autocast(q.device.type, enabled=False):
-        if T == 1 and len(set(lengths)) == 1:
-            first = 0
-            if log_pruning_tolerance is not None and logit_bound is not None:
-                # Norms of all keys would cost what pruning saves, so only a given bound prunes.
-                first = _first_live(running, log_pruning_tolerance - 2 * logit_bound - math.log(N))
-            return _one_row(q, k, v, running, softmax_scale, seq_start, first)
-        starts = [0] * B if seq_start is None else seq_start.tolist()
-        ends = list(zip(starts, lengths, strict=True))
-        if len(set(ends)) == 1:
-            spans = [Span(slice(0, B), slice(0, H), 0, T, *ends[0])]
-        else:
-            spans = [Span(slice(b, b + 1), slice(0, H), 0, T, *end) for b, end in enumerate(ends)]
-        tolerance, bound = log_pruning_tolerance, logit_bound
-        work = prepare(q, k, running.contiguous(), spans, softmax_scale, tolerance, bound)
-        out, _ = forward_tiles(q, k, v, work)
-        return out.to(q.dtype)
+    B, T = q.shape[:2]
+    alike = len(set(lengths)) <= 1
+    outs = []
+    for b in [slice(0, B)] if alike else [slice(b, b + 1) for b in range(B)]:
+        length = max(lengths[b], default=T)
+        # The first slot that the first row sees: those before it are not even read.
+        first = 0 if window_size is None else max(0, length - T - window_size + 1)
+        k, v, running = (x[b, first:length] for x in (k_cache, v_cache, lambda_cache))
+        start = None if seq_start is None else (seq_start[b] - first).clamp(0, length - first)
+        bound = None if logit_bound is None else logit_bound[b]
+        with torch.autocast(q.device.type, enabled=False):
+            if backend == "reference":
+                out = _by_definition(q[b], k, v, running, softmax_scale, start, window_size)
+            elif T == 1:
+                floor = None
+                if log_pruning_tolerance is not None and bound is not None:
+                    # Norms of all keys would cost what pruning saves: only a given bound prunes.
+                    floor = log_pruning_tolerance - 2 * bound - math.log(length - first)
+                out = _one_row(q[b], k, v, running.transpose(1, 2), softmax_scale, start, floor)
+            else:
+                out = _rows(
+                    q[b], k, v, running.transpose(1, 2), softmax_scale, start, window_size,
+                    log_pruning_tolerance, bound,
+                )  # fmt: skip
+        outs.append(out.to(q.dtype))
+    return torch.cat(outs)
 
 
-def reference_cached(
+def _by_definition(
     q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    lambda_cache: Tensor,
-    lengths: list[int],
-    softmax_scale: float,
+    k: Tensor,
+    v: Tensor,
+    running: Tensor,
+    scale: float,
     seq_start: Tensor | None,
     window_size: int | None,
 ) -> Tensor:
-    """The same by the definition, from the gates that the running gates tell."""
-    outs = [q[:0]]
-    for b, length in enumerate(lengths):
-        row = slice(b, b + 1)
-        k, v, running = (x[row, :length] for x in (k_cache, v_cache, lambda_cache))
-        log_f = running.diff(dim=1, prepend=running[:, :1])
-        start = None if seq_start is None else seq_start[row]
-        out, _ = reference_attention(q[row], k, v, log_f, softmax_scale, start, window_size)
-        outs.append(out.to(q.dtype))
-    return torch.cat(outs)
+    """The reference on the gates that running gates (B, N, H) tell; the first has no effect."""
+    log_f = running.diff(dim=1, prepend=running[:, :1])
+    return reference_attention(q, k, v, log_f, scale, seq_start, window_size)[0]
+
+
+def _rows(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    running: Tensor,
+    scale: float,
+    seq_start: Tensor | None,
+    window_size: int | None,
+    log_pruning_tolerance: float | None,
+    logit_bound: Tensor | None,
+) -> Tensor:
+    """Any number of rows, from running gates (B, H, N)."""
+    B, T, H, _ = q.shape
+    N = k.shape[1]
+    starts = [0] * B if seq_start is None else seq_start.tolist()
+    heads = slice(0, H)
+    if len(set(starts)) == 1:
+        spans = [Span(slice(0, B), heads, 0, T, starts[0], N, window_size)]
+    else:
+        spans = [
+            Span(slice(b, b + 1), heads, 0, T, start, N, window_size)
+            for b, start in enumerate(starts)
+        ]
+    tolerance, bound = log_pruning_tolerance, logit_bound
+    work = prepare(q, k, running.contiguous(), spans, scale, tolerance, bound)
+    return forward_tiles(q, k, v, work)[0]
 
 
 def _first_live(running: Tensor, floor: Tensor) -> int:
@@ -87,10 +112,11 @@ def _one_row(
     running: Tensor,
     scale: float,
     seq_start: Tensor | None,
-    first: int,
+    floor: Tensor | None,
 ) -> Tensor:
-    """One row sees every key from `first` on: its decay is an ordinary mask. (B, 1, H, D)."""
+    """One row sees every key above its floor: its decay is an ordinary mask. (B, 1, H, D)."""
     dtype = compute_dtype(q)
+    first = 0 if floor is None else _first_live(running, floor)
     k, v, running = k[:, first:], v[:, first:], running[..., first:]
     bias = (running[..., -1:] - running).to(dtype)  # (B, H, N - first)
     if seq_start is not None:
@@ -101,4 +127,4 @@ def _one_row(
     out = F.scaled_dot_product_attention(
         wide_q, wide_k, wide_v, attn_mask=bias.unsqueeze(2), scale=scale, enable_gqa=grouped
     )
-    return out.transpose(1, 2).to(q.dtype)
+    return out.transpose(1, 2)

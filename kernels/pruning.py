@@ -18,9 +18,9 @@ STORAGE_MARGIN = {torch.bfloat16: 1 + 2.0**-7, torch.float16: 1 + 2.0**-10}
 class Pruning:
     """Thresholds that keep the dropped weight of every row below exp(log_pruning_tolerance).
 
-    With U >= |softmax_scale <q_i, k_j>| and N visible keys, a pair (i, j) is dropped when its decay
-    lambda_i - lambda_j < -(2 U + ln N) + log_pruning_tolerance: its weight is then below
-    exp(log_pruning_tolerance) / N.
+    With U >= |softmax_scale <q_i, k_j>| and N the keys that a row sees at most, a pair (i, j) is
+    dropped when its decay lambda_i - lambda_j < -(2 U + ln N) + log_pruning_tolerance: its weight
+    is then below exp(log_pruning_tolerance) / N.
 
     Args:
         q: (B, H, T, D). k: (B, H_kv, T_k, D).
@@ -54,7 +54,7 @@ class Pruning:
             bound = self.factor * q_norm.max(-1) * k_norm.max(-1)
         else:
             bound = self.bound[span.batch, span.heads]
-        return self.log_tolerance - (2 * bound + math.log(span.key1 - span.key0))
+        return self.log_tolerance - (2 * bound + math.log(span.visible))
 
 
 def _norms(x: Tensor) -> np.ndarray:

@@ -116,10 +116,10 @@ def forward_tiles(q: Tensor, k: Tensor, v: Tensor, work: Pass) -> tuple[Tensor, 
     out = (q.new_empty if _covers(work, T) else q.new_zeros)(B, T, H, D).transpose(1, 2)
     lse = q.new_full((B, H, T), -math.inf)
     for tile in work.tiles:
-        part, part_lse = forward(
-            _rows(q, tile), _keys(k, tile), _keys(v, tile), _bias(work, tile), tile.causal,
-            work.scale,
-        )  # fmt: skip
+        inputs = _in_order(tile, _rows(q, tile), _keys(k, tile), _keys(v, tile))
+        part, part_lse = _in_order(
+            tile, *forward(*inputs, _bias(work, tile), tile.causal or tile.edge, work.scale)
+        )
         whole, whole_lse = _rows(out, tile), _rows(lse, tile)
         if tile.causal:
             whole.copy_(part)
@@ -174,11 +174,13 @@ def backward_tiles(
         fresh = torch.empty_like if T_k == T and _covers(work, T) else torch.zeros_like
         dq, dk, dv = fresh(wide_q), fresh(wide_k), fresh(wide_v)
         for tile in work.tiles:
-            parts = backward(
-                _rows(wide_d_out, tile), _rows(wide_q, tile), _keys(wide_k, tile),
+            inputs = _in_order(
+                tile, _rows(wide_d_out, tile), _rows(wide_q, tile), _keys(wide_k, tile),
                 _keys(wide_v, tile), _rows(wide_out, tile), _rows(frame, tile),
-                _bias(work, tile), tile.causal, 1.0,
             )  # fmt: skip
+            parts = _in_order(
+                tile, *backward(*inputs, _bias(work, tile), tile.causal or tile.edge, 1.0)
+            )
             whole = _rows(dq, tile), _keys(dk, tile), _keys(dv, tile)
             for sum_, part in zip(whole, parts, strict=True):
                 sum_.copy_(part) if tile.causal else sum_.add_(part)
@@ -232,13 +234,13 @@ def _at_rows(work: Pass, T: int) -> Tensor:
 
 def _view(x: Tensor, tile: Tile, start: int, length: int) -> Tensor:
     """The tile's part of x (B, H, T, ...): (batch, heads, length, ...), chunks as the batch."""
-    part = x[tile.batch, tile.heads, start : start + (tile.chunks - 1) * tile.rows + length]
+    part = x[tile.batch, tile.heads, start : start + (tile.chunks - 1) * tile.step + length]
     if tile.chunks == 1:
         return part
     _, heads, time, *rest = part.stride()
     return part.as_strided(
         (tile.chunks, part.shape[1], length, *part.shape[3:]),
-        (tile.rows * time, heads, time, *rest),
+        (tile.step * time, heads, time, *rest),
     )
 
 
@@ -255,7 +257,13 @@ def _bias(work: Pass, tile: Tile) -> Tensor:
     if tile.causal:
         return _keys(work.bias, tile).unsqueeze(-2)
     reference = _view(work.reference, tile, tile.position, 1)
-    return (reference - _keys(work.running, tile)).to(work.bias.dtype).unsqueeze(-2)
+    (bias,) = _in_order(tile, reference - _keys(work.running, tile))
+    return bias.to(work.bias.dtype).unsqueeze(-2)
+
+
+def _in_order(tile: Tile, *parts: Tensor) -> tuple[Tensor, ...]:
+    """(B, H, rows or keys, ...), reversed for an edge tile: what engines compute as causal."""
+    return tuple(x.flip(2) for x in parts) if tile.edge else parts
 
 
 def _wide_heads(x: Tensor, heads: int) -> Tensor:

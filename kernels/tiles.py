@@ -1,9 +1,11 @@
 """Which rows meet which keys: the plan that every blocked computation follows.
 
 A tile is one call of an engine: a number of chunks of `rows` queries, each against `keys` keys. A
-causal tile is the chunk against itself; every other tile lies entirely in the past of its rows, so
-no tile needs a mask. Rows are cut where a gate resets (nothing behind is visible) and where the
-running gate would fall too far within a chunk for one float32 number per key.
+causal tile is the chunk against itself, a past tile is seen whole. With a window, chunks are no
+longer than it, and behind the keys that all rows of a chunk see stands an edge tile: row r sees its
+keys from r on, which is a causal tile with rows and keys in reverse order. So no tile needs a mask.
+Rows are cut where a gate resets (nothing behind is visible) and where the running gate would fall
+too far within a chunk for one float32 number per key.
 
 Legend: B batch, H query heads, T_k keys; a position is an index among the keys.
 """
@@ -34,7 +36,10 @@ CALL = 12000.0
 
 
 class Span(NamedTuple):
-    """Query rows [row0, row1) of some batch rows and heads, aligned to the end of [key0, key1)."""
+    """Query rows [row0, row1) of some batch rows and heads, aligned to the end of [key0, key1).
+
+    A row sees at most `window` keys, its own included; None hides nothing.
+    """
 
     batch: slice
     heads: slice
@@ -42,15 +47,24 @@ class Span(NamedTuple):
     row1: int
     key0: int
     key1: int
+    window: int | None = None
 
     @property
     def members(self) -> int:
         return (self.batch.stop - self.batch.start) * (self.heads.stop - self.heads.start)
 
     @property
+    def visible(self) -> int:
+        """How many keys a row sees at most."""
+        keys = self.key1 - self.key0
+        return keys if self.window is None else min(keys, self.window)
+
+    @property
     def scores(self) -> int:
-        rows = min(self.row1 - self.row0, self.key1 - self.key0)
-        return self.members * (rows * (self.key1 - self.key0) - rows * (rows - 1) // 2)
+        keys = self.key1 - self.key0
+        before = keys - min(self.row1 - self.row0, keys)
+        hidden = _triangle(keys - self.visible) - _triangle(before - self.visible)
+        return self.members * (_triangle(keys) - _triangle(before) - hidden)
 
     def halves(self) -> tuple["Span", "Span"]:
         first, last = self.batch.start, self.batch.stop
@@ -68,8 +82,13 @@ class Span(NamedTuple):
         )
 
 
+def _triangle(n: int) -> int:
+    """1 + ... + n; 0 for negative n."""
+    return n * (n + 1) // 2 if n > 0 else 0
+
+
 class Tile(NamedTuple):
-    """Chunk c of `chunks` holds rows [row + c rows, + rows) and keys [key + c rows, + keys)."""
+    """Chunk c of `chunks` holds rows [row + c step, + rows) and keys [key + c step, + keys)."""
 
     batch: slice
     heads: slice
@@ -79,10 +98,16 @@ class Tile(NamedTuple):
     rows: int
     keys: int
     chunks: int
+    edge: bool = False
 
     @property
     def causal(self) -> bool:
         return self.key == self.position
+
+    @property
+    def step(self) -> int:
+        """Rows per chunk: an edge tile is without the last one, which sees none of its keys."""
+        return self.rows + 1 if self.edge else self.rows
 
     @property
     def members(self) -> int:
@@ -90,7 +115,8 @@ class Tile(NamedTuple):
 
     @property
     def scores(self) -> int:
-        chunk = self.rows * (self.rows + 1) // 2 if self.causal else self.rows * self.keys
+        half = self.causal or self.edge
+        chunk = _triangle(self.rows) if half else self.rows * self.keys
         return self.members * self.chunks * chunk
 
 
@@ -124,7 +150,8 @@ def plan(
     tiles: list[Tile] = []
     for span in spans:
         for piece in _pieces(span, steep):
-            tiles.extend(_chunks(piece, running, lanes, threshold))
+            for part in _parts(piece):
+                tiles.extend(_chunks(part, running, lanes, threshold))
     return tiles
 
 
@@ -154,56 +181,89 @@ def _pieces(span: Span, steep: np.ndarray | None) -> Iterator[Span]:
     yield span._replace(row0=row0, key0=key0)
 
 
+def _parts(span: Span) -> Iterator[Span]:
+    """First the rows from which the window hides nothing, then those from which it does."""
+    if span.window is None:
+        yield span
+        return
+    shift = span.key1 - span.row1
+    hiding = min(max(span.key0 + span.window - shift, span.row0), span.row1)
+    if hiding > span.row0:
+        yield span._replace(row1=hiding, key1=hiding + shift, window=None)
+    if hiding < span.row1:
+        yield span._replace(row0=hiding, key0=hiding + shift - span.window + 1)
+
+
 def _chunks(
     span: Span, running: np.ndarray, lanes: Lanes, threshold: Threshold | None
 ) -> list[Tile]:
-    """Tiles of a piece, in the chunks that cost least; split where members differ much."""
+    """Tiles of a part, in the chunks that cost least; split where members differ much."""
     length = span.row1 - span.row0
     falling = running[span.batch, span.heads]
-    largest = _chunk_rows(falling[..., span.key1 - length : span.key1], lanes.rows)
-    first = np.arange(span.key1 - length, span.key1, largest) - span.key0
-    if threshold is None:
-        return list(_tiles(span, largest, first))
+    longest = min(n for n in (length, lanes.rows, span.window) if n is not None)
+    largest = _chunk_rows(falling[..., span.key1 - length : span.key1], longest)
+    if threshold is None and span.window is None:
+        return list(_tiles(span, largest, _first(span, largest)))
 
-    floor = threshold(span)
-    cost, best_rows, best_reach = math.inf, largest, first
+    floor = None if threshold is None else threshold(span)
+    cost, best_rows, best_reach = math.inf, largest, _first(span, largest)
     alone = np.full(falling.shape[:2], np.inf)
     for rows in (largest, *(rows for rows in CHEAP_CHUNKS if rows < largest)):
-        first = np.arange(span.key1 - length, span.key1, rows) - span.key0
-        chunk = np.minimum(rows, length - rows * np.arange(len(first)))
-        reach = _reach(falling, floor, span, first)  # (batch, heads, chunks)
+        reach = _reach(falling, floor, span, _first(span, rows))  # (batch, heads, chunks)
         widest = reach.max((0, 1))
-        together = span.members * float(_cost(chunk, widest))
+        together = span.members * float(_cost(span, rows, widest))
         together += CALL * lanes.width * _calls(span, rows, widest)
         if together < cost:
             cost, best_rows, best_reach = together, rows, widest
-        alone = np.minimum(alone, _cost(chunk, reach) + CALL * lanes.width * 2)
-    if span.members > 1 and cost > 1.05 * alone.sum():
+        alone = np.minimum(alone, _cost(span, rows, reach) + CALL * lanes.width * 2)
+    if floor is not None and span.members > 1 and cost > 1.05 * alone.sum():
         return [t for h in span.halves() for t in _chunks(h, running, lanes, threshold)]
     return list(_tiles(span, best_rows, best_reach))
 
 
-def _cost(chunk: np.ndarray, reach: np.ndarray) -> np.ndarray:
+def _first(span: Span, rows: int) -> np.ndarray:
+    """Where chunks of a span begin, counted from its first key."""
+    return np.arange(span.key1 - span.key0 - (span.row1 - span.row0), span.key1 - span.key0, rows)
+
+
+def _sizes(span: Span, rows: int, chunks: int) -> np.ndarray:
+    return np.minimum(rows, span.row1 - span.row0 - rows * np.arange(chunks))
+
+
+def _seen(span: Span, rows: int, reach: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Keys that all rows of a chunk see before it, of those in reach; whether some see others."""
+    if span.window is None:
+        return reach, np.zeros(reach.shape, dtype=bool)
+    past = np.minimum(reach, span.window - _sizes(span, rows, reach.shape[-1]))
+    return past, reach > past
+
+
+def _cost(span: Span, rows: int, reach: np.ndarray) -> np.ndarray:
     """What chunks cost in scores: edges cost too, and short causal chunks skip nothing."""
+    chunk = _sizes(span, rows, reach.shape[-1])
+    past, edge = _seen(span, rows, reach)
     diagonal = np.where(chunk < 768, chunk, chunk / 2 + 240)
-    return ((chunk + 64) * (reach + diagonal + 64)).sum(-1)
+    return ((chunk + 64) * (past + (1 + edge) * diagonal + 64)).sum(-1)
 
 
 def _calls(span: Span, rows: int, reach: np.ndarray) -> int:
     """Engine calls for a span: chunk by chunk for all batch rows, or all chunks per batch row."""
-    return min(
-        2 * len(reach), _calls_per_batch_row(rows, reach) * (span.batch.stop - span.batch.start)
-    )
+    past, edge = _seen(span, rows, reach)
+    together = _calls_per_batch_row(rows, past, edge) * (span.batch.stop - span.batch.start)
+    return min(_calls_chunk_by_chunk(past, edge), together)
 
 
-def _calls_per_batch_row(rows: int, reach: np.ndarray) -> int:
-    return 1 + -(-int(reach.max()) // rows)
+def _calls_chunk_by_chunk(past: np.ndarray, edge: np.ndarray) -> int:
+    return 2 * len(past) + int(edge.sum())
 
 
-def _chunk_rows(falling: np.ndarray, largest: int | None) -> int:
+def _calls_per_batch_row(rows: int, past: np.ndarray, edge: np.ndarray) -> int:
+    return 1 + -(-int(past.max()) // rows) + int(edge.any())
+
+
+def _chunk_rows(falling: np.ndarray, whole: int) -> int:
     """Rows per chunk, so that the gate falls by at most LARGEST_FALL within any chunk."""
     length = falling.shape[-1]
-    whole = length if largest is None else min(length, largest)
     if (falling[..., 0] - falling[..., -1]).max() <= LARGEST_FALL:
         return whole
     for rows in (whole, *(size for size in CHUNKS if size < whole)):
@@ -213,10 +273,15 @@ def _chunk_rows(falling: np.ndarray, largest: int | None) -> int:
     raise AssertionError("a chunk of one row falls by nothing")
 
 
-def _reach(falling: np.ndarray, floor: np.ndarray, span: Span, first: np.ndarray) -> np.ndarray:
-    """How many keys before each chunk are above the floor, in steps of KEY_STEP."""
+def _reach(
+    falling: np.ndarray, floor: np.ndarray | None, span: Span, first: np.ndarray
+) -> np.ndarray:
+    """How many keys before each chunk its first row may see, in steps of KEY_STEP."""
+    reach = np.minimum(first, span.visible - 1)[None, None]
+    if floor is None:
+        return reach
     start = key_starts(falling[..., span.key0 : span.key1], first, floor)
-    return np.minimum(-((start - first) // KEY_STEP) * KEY_STEP, first)
+    return np.minimum(-((start - first) // KEY_STEP) * KEY_STEP, reach)
 
 
 def key_starts(running: np.ndarray, first: np.ndarray, floor: np.ndarray) -> np.ndarray:
@@ -237,25 +302,48 @@ def key_starts(running: np.ndarray, first: np.ndarray, floor: np.ndarray) -> np.
 
 
 def _tiles(span: Span, rows: int, reach: np.ndarray) -> Iterator[Tile]:
-    """Tiles of a span in chunks of `rows`, chunk c seeing reach[c] keys before it."""
+    """Tiles of a span in chunks of `rows`; the first row of chunk c sees reach[c] keys before."""
     length = span.row1 - span.row0
     row, position = span.row0, span.key1 - length
     batch_rows = span.batch.stop - span.batch.start
+    past, edge = _seen(span, rows, reach)
+    together = batch_rows * _calls_per_batch_row(rows, past, edge)
     chunks = length // rows
-    if chunks < 2 or batch_rows * _calls_per_batch_row(rows, reach) > 2 * len(reach):
+    if chunks < 2 or together > _calls_chunk_by_chunk(past, edge):
         chunks = 0
     else:
         for b in range(span.batch.start, span.batch.stop):
             one = span._replace(batch=slice(b, b + 1))
             yield Tile(one.batch, span.heads, row, position, position, rows, rows, chunks)
-            yield from _past(one, rows, reach[:chunks])
+            yield from _past(one, rows, past[:chunks])
+            yield from _edges(one, rows, edge[:chunks])
     for chunk in range(chunks, len(reach)):
         at = chunk * rows
         size = min(rows, length - at)
         here = Tile(span.batch, span.heads, row + at, position + at, position + at, size, size, 1)
         yield here
-        if seen := int(reach[chunk]):
+        if seen := int(past[chunk]):
             yield here._replace(key=position + at - seen, keys=seen)
+        if edge[chunk]:
+            yield _edge(span, here)
+
+
+def _edge(span: Span, causal: Tile) -> Tile:
+    """The keys that the window hides from some rows of each chunk of a causal tile."""
+    assert span.window is not None
+    size = causal.rows - 1
+    key = causal.position - span.window + 1
+    return causal._replace(key=key, rows=size, keys=size, edge=True)
+
+
+def _edges(span: Span, rows: int, edge: np.ndarray) -> Iterator[Tile]:
+    """Edge tiles of neighbouring chunks share one call."""
+    position = span.key1 - (span.row1 - span.row0)
+    borders = np.flatnonzero(np.diff(edge, prepend=False, append=False)).tolist()
+    for first, last in zip(borders[::2], borders[1::2], strict=True):
+        row, at = span.row0 + first * rows, position + first * rows
+        here = Tile(span.batch, span.heads, row, at, at, rows, rows, last - first)
+        yield _edge(span, here)
 
 
 def _past(span: Span, rows: int, reach: np.ndarray) -> Iterator[Tile]:

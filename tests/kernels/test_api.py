@@ -48,6 +48,14 @@ def inputs(random_inputs: Inputs) -> dict[str, Tensor]:
         ({"logit_bound": -1.0, "log_pruning_tolerance": -9.0}, r"at least 0, but got -1.0"),
         ({"logit_bound": math.nan, "log_pruning_tolerance": -9.0}, r"at least 0, but got nan"),
         ({"logit_bound": torch.ones(3), "log_pruning_tolerance": -9.0}, r"\(B, H\) = \(2, 4\)"),
+        ({"window_size": 0}, r"an int of at least 1, but got 0\. Pass None for no window"),
+        ({"window_size": -1}, r"but got -1\. Pass None for no window"),
+        ({"window_size": -7}, r"but got -7\.$"),
+        ({"window_size": math.inf}, r"but got inf\. Pass None for no window"),
+        ({"window_size": 4.0}, r"an int of at least 1, but got 4.0\.$"),
+        ({"window_size": True}, r"an int of at least 1, but got True\.$"),
+        ({"window_size": (15, 0)}, r"flash-attn's .*=\(15, 0\) is window_size=16 here"),
+        ({"window_size": (-1, 0)}, r"flash-attn's .*=\(-1, 0\) is window_size=None here"),
         ({"backend": "flash"}, r'"flash" does not exist yet.*"blocked" runs on every device'),
         ({"backend": "fast"}, r"one of \('reference', 'blocked'\) or None, but got 'fast'"),
     ],
@@ -82,6 +90,13 @@ def test_wrong_sequence_borders_are_named(
         forgetting_attention_varlen(q, k, v, log_f, borders, borders, longest, 7)
 
 
+def test_a_wrong_window_of_packed_sequences_is_named(random_inputs: Inputs) -> None:
+    inputs = [x[0] for x in random_inputs(7)]
+    borders = torch.tensor([0, 3, 7])
+    with pytest.raises(ValueError, match="window_size must be None or the number of keys"):
+        forgetting_attention_varlen(*inputs, borders, borders, 4, 4, window_size=0)
+
+
 def test_borders_of_queries_and_keys_count_the_same_sequences(random_inputs: Inputs) -> None:
     q, k, v, log_f = (x[0] for x in random_inputs(7))
     with pytest.raises(ValueError, match=r"cu_seqlens_k must be .* of shape \(3,\).* shape \(2,\)"):
@@ -106,6 +121,8 @@ def test_borders_of_queries_and_keys_count_the_same_sequences(random_inputs: Inp
         ({"q": torch.zeros(2, 8, 4, 16)}, r"T = 8 > 7"),
         ({"seq_start": torch.tensor([0, 10])}, r"seq_start must lie in \[0, 9\]"),
         ({"log_pruning_tolerance": 1.0}, r"log_pruning_tolerance must be"),
+        ({"window_size": 0}, r"window_size must be None or the number of keys"),
+        ({"backend": "fast"}, r"one of \('reference', 'blocked'\) or None, but got 'fast'"),
     ],
 )  # fmt: skip
 def test_a_wrong_cache_is_named(

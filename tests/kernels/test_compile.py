@@ -24,21 +24,23 @@ def test_the_ops_keep_the_contract_of_torch(
     start = torch.tensor([0, 3])
     bound = torch.ones(2, 4, dtype=torch.float64)
     torch.library.opcheck(
-        blocked_attention, (*inputs, 0.3, start, None, None, None, -9.0, bound, None)
+        blocked_attention, (*inputs, 0.3, start, 16, None, None, -9.0, bound, None)
     )
     with torch.no_grad():
-        out, lse = blocked_attention(*inputs, 0.3)
-        arguments = (out, lse, *inputs, out, lse, 0.3, *[None] * 7)
+        out, lse = blocked_attention(*inputs, 0.3, None, 16)
+        arguments = (out, lse, *inputs, out, lse, 0.3, None, 16, *[None] * 5)
         tests = ("test_schema", "test_faketensor")
         torch.library.opcheck(blocked_attention_backward, arguments, test_utils=tests)
 
 
+@pytest.mark.parametrize("window", [None, 16])
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_compiled_is_eager_without_a_graph_break(random_inputs: Inputs, dynamic: bool) -> None:
+def test_compiled_is_eager_without_a_graph_break(
+    random_inputs: Inputs, dynamic: bool, window: int | None
+) -> None:
     def attend(q: Tensor, k: Tensor, v: Tensor, log_f: Tensor, start: Tensor) -> Tensor:
-        out, lse = forgetting_attention(
-            2 * q, k, v, log_f, seq_start=start, log_pruning_tolerance=-20.0, return_lse=True
-        )
+        options = {"window_size": window, "log_pruning_tolerance": -20.0, "return_lse": True}
+        out, lse = forgetting_attention(2 * q, k, v, log_f, seq_start=start, **options)
         return out.square().sum() + lse.clamp(min=-9.0).sum()
 
     compiled = torch.compile(attend, fullgraph=True, dynamic=dynamic, backend="aot_eager")

@@ -97,14 +97,28 @@ def test_other_dtypes_decode_like_the_full_forward(
     torch.testing.assert_close(got, full, atol=tolerance, rtol=tolerance)
 
 
+@pytest.mark.parametrize("backend", ["reference", "blocked"])
 @pytest.mark.parametrize("T", [1, 3])
-def test_a_row_without_visible_slots_is_zero(random_inputs: Inputs, T: int) -> None:
+def test_a_row_without_visible_slots_is_zero(random_inputs: Inputs, T: int, backend: str) -> None:
     q, k, v, log_f = random_inputs(T)
-    start = torch.tensor([T, 0])
-    cache = empty_cache(k, log_f, T)
-    out = forgetting_attention_with_kvcache(q, *cache, k, v, log_f, 0, seq_start=start)
-    assert (out[0] == 0).all()
-    assert (out[1] != 0).all()
+    for hidden in (T, T + 2):
+        start = torch.tensor([hidden, 0])
+        cache = empty_cache(k, log_f, T + 2)
+        out = forgetting_attention_with_kvcache(
+            q, *cache, k, v, log_f, 0, seq_start=start, backend=backend
+        )
+        assert (out[0] == 0).all()
+        assert (out[1] != 0).all()
+
+
+@pytest.mark.parametrize("backend", ["reference", "blocked"])
+def test_empty_batches_decode(random_inputs: Inputs, backend: str) -> None:
+    q, k, v, log_f = random_inputs(1, B=0)
+    options = {"log_pruning_tolerance": -9.0, "logit_bound": 1.0, "backend": backend}
+    out = forgetting_attention_with_kvcache(
+        q, *empty_cache(k, log_f, 4), k, v, log_f, 0, window_size=2, **options
+    )
+    assert out.shape == q.shape
 
 
 def test_the_running_gate_is_read_not_summed_again(random_inputs: Inputs) -> None:

@@ -23,31 +23,36 @@ def computed(tiles: list[Tile], B: int, H: int, T: int, T_k: int) -> np.ndarray:
     times = np.zeros((B, H, T, T_k), dtype=int)
     for tile in tiles:
         for chunk in range(tile.chunks):
-            row, key = tile.row + chunk * tile.rows, tile.key + chunk * tile.rows
+            row, key = tile.row + chunk * tile.step, tile.key + chunk * tile.step
             block = np.ones((tile.rows, tile.keys), dtype=int)
+            block = np.tril(block) if tile.causal else np.triu(block) if tile.edge else block
             rows, keys = slice(row, row + tile.rows), slice(key, key + tile.keys)
-            times[tile.batch, tile.heads, rows, keys] += np.tril(block) if tile.causal else block
+            times[tile.batch, tile.heads, rows, keys] += block
     return times
 
 
 def tiles_of(inputs: list[Tensor], engine: str, **options: object) -> list[Tile]:
     q, k, _, log_f = inputs
     start, tolerance = options.get("start"), options.get("tolerance")
-    spans = _spans(q, k, start, None, None)
+    spans = _spans(q, k, start, None, None, options.get("window"))
     running = running_log_gates(log_f, start)
     return prepare(q, k, running, spans, 0.25, tolerance, None, engine).tiles
 
 
 @pytest.mark.parametrize("engine", ["aten", "matmul"])
 @pytest.mark.parametrize("gates", ["open", "mixed", "steep resets", "shut"])
+@pytest.mark.parametrize("window", [None, 1, 40, 300])
 @pytest.mark.parametrize(("T", "T_k"), [(1, 1), (200, 200), (900, 900), (130, 777)])
 def test_every_visible_score_is_computed_once_or_dropped(
-    random_inputs: Inputs, T: int, T_k: int, gates: str, engine: str
+    random_inputs: Inputs, T: int, T_k: int, window: int | None, gates: str, engine: str
 ) -> None:
     inputs = random_inputs(T, T_k, H=3, gates=gates)
     start = torch.tensor([0, T_k // 3])
-    times = computed(tiles_of(inputs, engine, start=start), 2, 3, T, T_k)
-    visible = np.tril(np.ones((T, T_k), dtype=bool), T_k - T) & np.ones((2, 3, 1, 1), dtype=bool)
+    times = computed(tiles_of(inputs, engine, start=start, window=window), 2, 3, T, T_k)
+    band = np.tril(np.ones((T, T_k), dtype=bool), T_k - T)
+    if window is not None:
+        band = np.triu(band, T_k - T - window + 1)
+    visible = band & np.ones((2, 3, 1, 1), dtype=bool)
     visible[1, ..., : T_k // 3] = False
     assert times.max() <= 1
     assert not (times.astype(bool) & ~visible).any()
@@ -59,18 +64,20 @@ def test_every_visible_score_is_computed_once_or_dropped(
 
 @pytest.mark.parametrize("engine", ["aten", "matmul"])
 @pytest.mark.parametrize("tolerance", [None, -3.0, -10.0])
-@pytest.mark.parametrize("T", [300, 700])
+@pytest.mark.parametrize(("T", "window"), [(300, None), (700, None), (700, 350)])
 def test_no_row_loses_more_weight_than_the_tolerance(
-    random_inputs: Inputs, T: int, tolerance: float | None, engine: str
+    random_inputs: Inputs, T: int, window: int | None, tolerance: float | None, engine: str
 ) -> None:
     q, k, v, log_f = random_inputs(T, 700, H=4, gates="mixed")
     q[:, T // 2 :] = 8 * k[:, :1]  # late queries aligned with the oldest key ...
     k[:, -T // 4 :] = -k[:, :1]  # ... and opposed to their own
-    times = computed(tiles_of([q, k, v, log_f], engine, tolerance=tolerance), 2, 4, T, 700)
+    tiles = tiles_of([q, k, v, log_f], engine, tolerance=tolerance, window=window)
+    times = computed(tiles, 2, 4, T, 700)
     running = running_log_gates(log_f)
     decay = running[:, :, 700 - T :, None] - running[:, :, None, :]
     scores = 0.25 * torch.einsum("bihd,bjhd->bhij", q.double(), k.double()) + decay
-    scores = scores.masked_fill(torch.ones(T, 700).tril(700 - T) == 0, -math.inf)
+    band = torch.ones(T, 700).tril(700 - T).triu(700 - T + 1 - (window or 700))
+    scores = scores.masked_fill(band == 0, -math.inf)
     lost = scores.softmax(-1).mul(torch.from_numpy(times == 0)).sum(-1).max()
     assert lost <= math.exp(-30.0 if tolerance is None else tolerance)
     if tolerance is not None and engine == "aten":
@@ -118,6 +125,11 @@ def test_pruning_computes_less_and_nothing_prunable_changes_nothing(
     q, k, v, log_f = random_inputs(900, H=2, gates="mixed")
     exact, pruned = (computed_share(q, k, log_f, log_pruning_tolerance=t) for t in (None, -5.0))
     assert pruned < exact < 1
+    windowed = {"window_size": 300, "log_pruning_tolerance": -5.0}
+    assert computed_share(q, k, log_f, **windowed) < 1
+    narrow = forgetting_attention(q, k, v, log_f, **windowed)
+    exact = forgetting_attention(q, k, v, log_f, window_size=300)
+    assert (narrow - exact).abs().max() <= 2 * math.exp(-5) * v.abs().max()
     log_f.zero_()
     assert computed_share(q, k, log_f, log_pruning_tolerance=-10.0) == 1
     one = forgetting_attention(q, k, v, log_f)
