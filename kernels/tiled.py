@@ -116,11 +116,12 @@ def forward_tiles(q: Tensor, k: Tensor, v: Tensor, work: Pass) -> tuple[Tensor, 
     out = (q.new_empty if _covers(work, T) else q.new_zeros)(B, T, H, D).transpose(1, 2)
     lse = q.new_full((B, H, T), -math.inf)
     for tile in work.tiles:
-        inputs = _in_order(tile, _rows(q, tile), _keys(k, tile), _keys(v, tile))
-        part, part_lse = _in_order(
-            tile, *forward(*inputs, _bias(work, tile), tile.causal or tile.edge, work.scale)
-        )
-        whole, whole_lse = _rows(out, tile), _rows(lse, tile)
+        part, part_lse = forward(
+            _rows(q, tile), _keys(k, tile), _keys(v, tile), _bias(work, tile), tile.half,
+            work.scale,
+        )  # fmt: skip
+        part, part_lse = _in_order(part, tile), _in_order(part_lse, tile)
+        whole, whole_lse = _row_view(out, tile), _row_view(lse, tile)
         if tile.causal:
             whole.copy_(part)
             whole_lse.copy_(part_lse)
@@ -174,16 +175,14 @@ def backward_tiles(
         fresh = torch.empty_like if T_k == T and _covers(work, T) else torch.zeros_like
         dq, dk, dv = fresh(wide_q), fresh(wide_k), fresh(wide_v)
         for tile in work.tiles:
-            inputs = _in_order(
-                tile, _rows(wide_d_out, tile), _rows(wide_q, tile), _keys(wide_k, tile),
+            parts = backward(
+                _rows(wide_d_out, tile), _rows(wide_q, tile), _keys(wide_k, tile),
                 _keys(wide_v, tile), _rows(wide_out, tile), _rows(frame, tile),
+                _bias(work, tile), tile.half, 1.0,
             )  # fmt: skip
-            parts = _in_order(
-                tile, *backward(*inputs, _bias(work, tile), tile.causal or tile.edge, 1.0)
-            )
-            whole = _rows(dq, tile), _keys(dk, tile), _keys(dv, tile)
+            whole = _row_view(dq, tile), _key_view(dk, tile), _key_view(dv, tile)
             for sum_, part in zip(whole, parts, strict=True):
-                sum_.copy_(part) if tile.causal else sum_.add_(part)
+                sum_.copy_(part) if tile.causal else sum_.add_(_in_order(part, tile))
 
     _unlift(dq[..., :D], work.scale * unlift, gradients[0])
     _unlift(dk[..., :D], unlift, gradients[1])
@@ -194,7 +193,7 @@ def backward_tiles(
     else:
         for tile in work.tiles:
             if tile.causal:
-                _keys(d_lambda, tile).add_(_rows(dq[..., D], tile))
+                _key_view(d_lambda, tile).add_(_row_view(dq[..., D], tile))
     return d_lambda.mul_(unlift)
 
 
@@ -228,7 +227,7 @@ def _at_rows(work: Pass, T: int) -> Tensor:
     rows = work.bias.new_zeros(*work.bias.shape[:2], T)
     for tile in work.tiles:
         if tile.causal:
-            _rows(rows, tile).copy_(_keys(work.bias, tile))
+            _row_view(rows, tile).copy_(_key_view(work.bias, tile))
     return rows
 
 
@@ -244,12 +243,25 @@ def _view(x: Tensor, tile: Tile, start: int, length: int) -> Tensor:
     )
 
 
-def _rows(x: Tensor, tile: Tile) -> Tensor:
+def _row_view(x: Tensor, tile: Tile) -> Tensor:
     return _view(x, tile, tile.row, tile.rows)
 
 
-def _keys(x: Tensor, tile: Tile) -> Tensor:
+def _key_view(x: Tensor, tile: Tile) -> Tensor:
     return _view(x, tile, tile.key, tile.keys)
+
+
+def _rows(x: Tensor, tile: Tile) -> Tensor:
+    return _in_order(_row_view(x, tile), tile)
+
+
+def _keys(x: Tensor, tile: Tile) -> Tensor:
+    return _in_order(_key_view(x, tile), tile)
+
+
+def _in_order(x: Tensor, tile: Tile) -> Tensor:
+    """Rows or keys (B, H, length, ...) as engines take them: those of an edge tile reversed."""
+    return x.flip(2) if tile.edge else x
 
 
 def _bias(work: Pass, tile: Tile) -> Tensor:
@@ -257,13 +269,7 @@ def _bias(work: Pass, tile: Tile) -> Tensor:
     if tile.causal:
         return _keys(work.bias, tile).unsqueeze(-2)
     reference = _view(work.reference, tile, tile.position, 1)
-    (bias,) = _in_order(tile, reference - _keys(work.running, tile))
-    return bias.to(work.bias.dtype).unsqueeze(-2)
-
-
-def _in_order(tile: Tile, *parts: Tensor) -> tuple[Tensor, ...]:
-    """(B, H, rows or keys, ...), reversed for an edge tile: what engines compute as causal."""
-    return tuple(x.flip(2) for x in parts) if tile.edge else parts
+    return (reference - _keys(work.running, tile)).to(work.bias.dtype).unsqueeze(-2)
 
 
 def _wide_heads(x: Tensor, heads: int) -> Tensor:

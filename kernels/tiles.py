@@ -105,6 +105,11 @@ class Tile(NamedTuple):
         return self.key == self.position
 
     @property
+    def half(self) -> bool:
+        """Whether an engine computes it as causal."""
+        return self.causal or self.edge
+
+    @property
     def step(self) -> int:
         """Rows per chunk: an edge tile is without the last one, which sees none of its keys."""
         return self.rows + 1 if self.edge else self.rows
@@ -115,8 +120,7 @@ class Tile(NamedTuple):
 
     @property
     def scores(self) -> int:
-        half = self.causal or self.edge
-        chunk = _triangle(self.rows) if half else self.rows * self.keys
+        chunk = _triangle(self.rows) if self.half else self.rows * self.keys
         return self.members * self.chunks * chunk
 
 
