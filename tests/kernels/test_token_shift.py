@@ -66,10 +66,27 @@ def test_bfloat16_rows_are_mixed_in_float32():
     [
         ({"alpha": torch.zeros(2, 9, 4)}, r"y \(B, T, H, D\) and alpha \(B, T, H\), but got"),
         ({"state": torch.zeros(2, 4)}, r"expected state \(B, H, D\) = \(2, 3, 4\), but got"),
-        ({"starts": torch.zeros(9)}, r"expected starts \(B, T\) = \(2, 9\), but got \(9,\)"),
+        (
+            {"starts": torch.zeros(9) > 0},
+            r"starts \(B, T\) = \(2, 9\) of torch.bool, but got \(9,\)",
+        ),
+        ({"starts": torch.zeros(2, 9)}, r"of torch.bool, but got \(2, 9\) of torch.float32"),
+        ({"alpha": torch.zeros(2, 9, 3, device="meta")}, "alpha on cpu like y, but got meta"),
+        ({"state": torch.zeros(2, 3, 4, device="meta")}, "state on cpu like y, but got meta"),
+        ({"starts": torch.ones(2, 9, device="meta") > 0}, "starts on cpu like y, but got meta"),
+        ({"backend": "triton"}, r"one of \('flash', 'blocked'\) or None, but got 'triton'"),
     ],
 )
-def test_shapes_that_do_not_fit_are_named(arguments, message):
+def test_arguments_that_do_not_fit_are_named(arguments, message):
     y, alpha = random_inputs()
     with pytest.raises(ValueError, match=message):
         token_shift(**({"y": y, "alpha": alpha} | arguments))
+
+
+def test_flash_is_refused_on_a_cpu_with_the_backend_that_runs(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    y, alpha = random_inputs(dtype=torch.float32)
+    with pytest.raises(ValueError, match='got y on cpu; backend "blocked" runs on every device'):
+        token_shift(y, alpha, backend="flash")
+    default, _ = token_shift(y, alpha)
+    assert torch.equal(default, token_shift(y, alpha, backend="blocked")[0])
