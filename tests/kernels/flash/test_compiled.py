@@ -1,0 +1,145 @@
+"""Each kernel compiles for GPUs that need not be there, within what they have, without a spill.
+
+The code that launches kernels runs as it would there, on tensors of real shapes without memory, and
+stops where the GPU would start. Triton itself turns the arguments of each launch into a signature.
+This says nothing about results or speed.
+"""
+
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+
+from fox.kernels.flash import token_shift
+
+pytestmark = [
+    pytest.mark.compiler,
+    pytest.mark.skipif(
+        os.environ.get("TRITON_INTERPRET") == "1",
+        reason="interpreted kernels are not compiled: unset TRITON_INTERPRET",
+    ),
+]
+
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+
+# The target, and the bytes of shared memory that one block may use.
+GPUS = {
+    "sm_80": (GPUTarget("cuda", 80, 32), 163 * 1024),
+    "sm_90": (GPUTarget("cuda", 90, 32), 227 * 1024),
+    "gfx942": (GPUTarget("hip", "gfx942", 64), 64 * 1024),
+}
+
+
+def shift(D: int, dtype: torch.dtype = torch.bfloat16, chunked: bool = False) -> None:
+    B, T, H = 4, 4096, 12
+    y = torch.empty(B, T, H, D, dtype=dtype, device="meta")
+    alpha = torch.empty(B, T, H, device="meta")
+    state = torch.empty(B, H, D, dtype=dtype, device="meta") if chunked else None
+    starts = torch.empty(B, T, dtype=torch.bool, device="meta") if chunked else None
+    token_shift.forward(y, alpha, state, starts)
+    token_shift.backward(y, y, alpha, state, starts)
+
+
+class Entry(NamedTuple):
+    """Launches to check.
+
+    Args:
+        launch: calls launch code with tensors on "meta"; it may launch several kernels.
+        gpus: what to compile them for.
+        wgmma: whether products of matrices, if there are any, are Hopper's own on sm_90: they need
+            16-bit inputs and 64 rows for 4 warps.
+    """
+
+    launch: Callable[[], object]
+    gpus: tuple[str, ...] = tuple(GPUS)
+    wgmma: bool = True
+
+
+TABLE = {
+    "token shift D=64": Entry(partial(shift, 64)),
+    "token shift D=64 chunked": Entry(partial(shift, 64, chunked=True)),
+    "token shift D=128": Entry(partial(shift, 128)),
+    "token shift D=256 chunked": Entry(partial(shift, 256, chunked=True)),
+    "token shift D=60": Entry(partial(shift, 60)),
+    "token shift D=64 float32": Entry(partial(shift, 64, torch.float32)),
+}
+
+
+class Driver:
+    """As much of a Triton driver as compiling asks for; each GPU is a device of its own."""
+
+    def __init__(self, target: Any) -> None:
+        self.target = target
+
+    def get_current_target(self) -> Any:
+        return self.target
+
+    def get_current_device(self) -> Any:
+        return self.target
+
+    def get_current_stream(self, device: Any) -> int:
+        return 0
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[Any]]:
+    """compiled(launch, target): the kernels that the call would launch, compiled, with grids."""
+    launched: list[tuple[Any, tuple[int, ...]]] = []
+    run = triton.runtime.JITFunction.run
+
+    def compile_only(
+        kernel: Any, *arguments: Any, grid: tuple[int, ...], warmup: bool, **options: Any
+    ) -> None:
+        launched.append((run(kernel, *arguments, grid=grid, warmup=True, **options), grid))
+
+    def compiled(launch: Callable[[], object], target: Any) -> list[tuple[Any, tuple[int, ...]]]:
+        monkeypatch.setattr(triton.runtime.driver, "_active", Driver(target))
+        launch()
+        return launched
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(triton.runtime.JITFunction, "run", compile_only)
+    return compiled
+
+
+def stack_bytes(cubin: bytes, folder: Path) -> int:
+    """Bytes per thread that did not fit in registers."""
+    file = folder / "kernel.cubin"
+    file.write_bytes(cubin)
+    command = [CUOBJDUMP, "--dump-resource-usage", file]
+    usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return sum(int(number) for number in re.findall(r"(?:STACK|LOCAL):(\d+)", usage))
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu"), [(name, gpu) for name in TABLE for gpu in TABLE[name].gpus]
+)
+def test_a_kernel_compiles_within_what_the_gpu_has(
+    compiled: Callable[..., list[Any]], tmp_path: Path, name: str, gpu: str
+) -> None:
+    entry = TABLE[name]
+    target, shared = GPUS[gpu]
+    launched = compiled(entry.launch, target)
+    assert launched
+    for kernel, grid in launched:
+        label = f"{kernel.metadata.name} for {gpu}"
+        assert kernel.metadata.shared <= shared, label
+        assert kernel.metadata.num_warps * target.warp_size <= 1024, label
+        assert 0 < grid[0] < 2**31, label
+        assert all(0 < size < 2**16 for size in grid[1:]), label
+        if gpu == "sm_90":
+            uses_wgmma = "wgmma.mma_async" in kernel.asm["ptx"]
+            assert uses_wgmma == (entry.wgmma and "tt.dot" in kernel.asm["ttir"]), label
+    if target.backend == "cuda":
+        if not CUOBJDUMP.exists():
+            pytest.skip(f"spills were not looked for: there is no {CUOBJDUMP}")
+        stacks = {k.metadata.name: stack_bytes(k.asm["cubin"], tmp_path) for k, _ in launched}
+        assert stacks == dict.fromkeys(stacks, 0)
