@@ -1,11 +1,11 @@
 """Forgetting attention as tensors in, tensors out; open api.py first."""
 
 from fox.kernels.api import (
+    computed_share,
     forgetting_attention,
     forgetting_attention_varlen,
     forgetting_attention_with_kvcache,
 )
-from fox.kernels.blocked import computed_share
 
 __all__ = [
     "computed_share",

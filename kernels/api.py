@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from fox.kernels.blocked import blocked_attention
+from fox.kernels.blocked import blocked_attention, blocked_share
 from fox.kernels.cached import cached_attention
 from fox.kernels.checks import (
     check_appended,
@@ -21,6 +21,7 @@ from fox.kernels.checks import (
     check_window,
     checked_backend,
 )
+from fox.kernels.flash.ops import flash_attention, flash_decode, flash_share
 from fox.kernels.gates import running_log_gates
 from fox.kernels.reference import reference_attention
 
@@ -63,16 +64,17 @@ def forgetting_attention(
             shape (), (H,) or (B, H); if None, taken from the norms of q and k. Too small a value
             voids the promise of log_pruning_tolerance.
         return_lse: also return the log of the sum of exponentials that normalises each row.
-        backend: "blocked" (O(T) memory, any device) or "reference" (O(T T_k), the definition,
-            without pruning); "blocked" if None.
+        backend: "flash" (Triton, GPUs), "blocked" (PyTorch, any device, float64 too), both in O(T)
+            memory, or "reference" (O(T T_k), the definition, without pruning); if None, "flash"
+            for CUDA tensors, else "blocked". A backend that cannot run these inputs raises.
 
     Returns:
         out (B, T, H, D) in the dtype of q; with return_lse also lse (B, H, T), float32 (float64
         for float64 inputs), differentiable. A row that sees no key has out 0 and lse -inf.
 
     Raises:
-        ValueError: a shape, dtype or value is not as above, or the backend does not exist.
-        NotImplementedError: gradients of gradients are asked of "blocked".
+        ValueError: a shape, dtype or value is not as above, or the backend cannot run here.
+        NotImplementedError: gradients of gradients are asked of "flash" or "blocked".
 
     Source: Lin et al., Forgetting Transformer, ICLR 2025, eq. 5-9; pruning: Lin et al., Adaptive
     Computation Pruning for the Forgetting Transformer, 2025.
@@ -95,8 +97,14 @@ def forgetting_attention(
     bound = check_pruning(log_pruning_tolerance, logit_bound, B, H, q)
     log_f = _per_query_head(log_f, H)
 
-    if checked_backend(backend) == "reference":
+    backend = checked_backend(backend, q)
+    if backend == "reference":
         out, lse = reference_attention(q, k, v, log_f, scale, seq_start, window_size)
+    elif backend == "flash":
+        out, lse, _, _ = flash_attention(
+            q, k, v, log_f, scale, window_size, seq_start,
+            log_pruning_tolerance=log_pruning_tolerance, logit_bound=bound,
+        )  # fmt: skip
     else:
         out, lse = blocked_attention(
             q, k, v, log_f, scale, seq_start, window_size, None, None, log_pruning_tolerance, bound
@@ -141,8 +149,8 @@ def forgetting_attention_varlen(
         (float64 for float64 inputs).
 
     Raises:
-        ValueError: a shape, dtype or value is not as above, or the backend does not exist.
-        NotImplementedError: gradients of gradients are asked of "blocked".
+        ValueError: a shape, dtype or value is not as above, or the backend cannot run here.
+        NotImplementedError: gradients of gradients are asked of "flash" or "blocked".
     """
     q, k, v, log_f = _autocast(q, k, v, log_f)
     check_heads(q, k, v, log_f, "(total_q, H, D)", 3)
@@ -155,10 +163,17 @@ def forgetting_attention_varlen(
     bound = check_pruning(log_pruning_tolerance, logit_bound, 1, H, q)
     log_f = _per_query_head(log_f, H)
 
-    if checked_backend(backend) == "reference":
+    backend = checked_backend(backend, q)
+    inputs = (x.unsqueeze(0) for x in (q, k, v, log_f))
+    if backend == "reference":
         out, lse = _reference_varlen(q, k, v, log_f, cu_seqlens_q, cu_seqlens_k, scale, window_size)
+    elif backend == "flash":
+        out, lse, _, _ = flash_attention(
+            *inputs, scale, window_size, None, cu_seqlens_q, cu_seqlens_k,
+            max_seqlen_q, max_seqlen_k, log_pruning_tolerance, bound,
+        )  # fmt: skip
+        out, lse = out.squeeze(0), lse.squeeze(0)
     else:
-        inputs = (x.unsqueeze(0) for x in (q, k, v, log_f))
         out, lse = blocked_attention(
             *inputs, scale, None, window_size, cu_seqlens_q, cu_seqlens_k,
             log_pruning_tolerance, bound,
@@ -203,14 +218,15 @@ def forgetting_attention_with_kvcache(
             a single row (T = 1) is pruned only with a logit_bound, as finding one would read every
             key.
         seq_start: (B,) integer: slots before it are invisible, and their gates count as 0.
-        backend: "blocked" or "reference", as in forgetting_attention; "blocked" if None.
+        backend: as in forgetting_attention. "flash" reads cache_seqlens where it lies, and drops
+            what a cache on a GPU has no room for when its lengths are a tensor.
 
     Returns:
         (B, T, H, D) in the dtype of q.
 
     Raises:
         ValueError: a shape, dtype or value is not as above, the cache is too short, or the backend
-            does not exist.
+            cannot run here.
     """
     check_heads(q, k_cache, v_cache, lambda_cache, "(B, T, H, D)", 4, cache=True)
     B, T, H, D = q.shape
@@ -227,22 +243,68 @@ def forgetting_attention_with_kvcache(
     scale = 1 / math.sqrt(D) if softmax_scale is None else softmax_scale
     check_window(window_size)
     bound = check_pruning(log_pruning_tolerance, logit_bound, B, H, q)
-    backend = checked_backend(backend)
-    filled = check_appended(q, k_cache, k, v, log_f, cache_seqlens)
+    backend = checked_backend(backend, q)
+    filled = check_appended(q, k_cache, k, v, log_f, cache_seqlens, backend)
     T_new = 0 if k is None else k.shape[1]
-    lengths = [n + T_new for n in filled]
-    if min(lengths, default=T) < T:
+    if filled is not None and min(filled, default=T) + T_new < T:
         raise ValueError(
             f"q must have at most as many rows as slots are filled, but got T = {T} > "
-            f"{min(lengths)}."
+            f"{min(filled) + T_new}."
         )
+    log_f = None if log_f is None else _per_query_head(log_f, H)
+    if filled is None or backend == "flash":
+        ragged = cache_seqlens if isinstance(cache_seqlens, Tensor) else None
+        together = S if cache_seqlens is None or ragged is not None else int(cache_seqlens)
+        return flash_decode(
+            q, k_cache, v_cache, lambda_cache, k, v, log_f, ragged, together,
+            scale, window_size, seq_start, log_pruning_tolerance, bound,
+        )  # fmt: skip
+    lengths = [n + T_new for n in filled]
     if k is not None and v is not None and log_f is not None:
-        log_f = _per_query_head(log_f, H)
         _append(k_cache, v_cache, lambda_cache, k, v, log_f, filled, seq_start)
     return cached_attention(
         q, k_cache, v_cache, lambda_cache, lengths, scale, seq_start, window_size,
         log_pruning_tolerance, bound, backend,
     )  # fmt: skip
+
+
+@torch.no_grad()
+def computed_share(
+    q: Tensor,
+    k: Tensor,
+    log_f: Tensor,
+    *,
+    softmax_scale: float | None = None,
+    window_size: int | None = None,
+    seq_start: Tensor | None = None,
+    log_pruning_tolerance: float | None = None,
+    logit_bound: float | Tensor | None = None,
+    backend: str | None = None,
+) -> float:
+    """The share of the visible work that forgetting_attention does on these inputs.
+
+    Counted in scores by backend "blocked", in tiles with a visible score by "flash"; for plots and
+    benchmarks, as a GPU has to be waited for. Visible are the keys from seq_start to a row's own,
+    with a window those inside it.
+
+    Args:
+        q: (B, T, H, D). k: (B, T_k, H_kv, D). log_f: (B, T_k, H) or (B, T_k, H_kv).
+        The others: as in forgetting_attention, backend "flash" or "blocked".
+
+    Returns:
+        At most 1, and 1 where nothing is visible.
+
+    Raises:
+        ValueError: a shape, dtype or value is not as above.
+    """
+    check_heads(q, k, k, log_f, "(B, T, H, D)", 4)
+    B, _, H, D = q.shape
+    scale = 1 / math.sqrt(D) if softmax_scale is None else softmax_scale
+    check_window(window_size)
+    bound = check_pruning(log_pruning_tolerance, logit_bound, B, H, q)
+    running = running_log_gates(_per_query_head(log_f, H), seq_start)
+    share = flash_share if checked_backend(backend, q) == "flash" else blocked_share
+    return share(q, k, running, scale, seq_start, window_size, log_pruning_tolerance, bound)
 
 
 def _append(

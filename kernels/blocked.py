@@ -5,7 +5,6 @@ The passes themselves stand in tiled.py, what they skip in tiles.py and pruning.
 Legend: B batch, T query rows, T_k keys, H query heads, H_kv key heads, D head size.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -158,33 +157,18 @@ def _spans(
     ]
 
 
-def computed_share(
+def blocked_share(
     q: Tensor,
     k: Tensor,
-    log_f: Tensor,
-    *,
-    softmax_scale: float | None = None,
-    window_size: int | None = None,
-    seq_start: Tensor | None = None,
-    log_pruning_tolerance: float | None = None,
-    logit_bound: Tensor | None = None,
+    running: Tensor,
+    softmax_scale: float,
+    seq_start: Tensor | None,
+    window_size: int | None,
+    log_pruning_tolerance: float | None,
+    logit_bound: Tensor | None,
 ) -> float:
-    """The share of visible scores that the blocked backend computes.
-
-    Visible to a query are the keys from seq_start to its own, with a window those inside it: a
-    window alone leaves the share at 1.
-
-    Args:
-        q: (B, T, H, D). k: (B, T_k, H_kv, D). log_f: (B, T_k, H).
-        softmax_scale, window_size, seq_start, log_pruning_tolerance: as in forgetting_attention.
-        logit_bound: (B, H).
-
-    Returns:
-        At most 1, or 1 where nothing is visible. Forward and backward follow the same plan.
-    """
-    scale = 1 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale
-    running = running_log_gates(log_f, seq_start)
+    """The share of visible scores that both passes compute, from running gates (B, H, T_k)."""
     spans = _spans(q, k, seq_start, None, None, window_size)
-    work = prepare(q, k, running, spans, scale, log_pruning_tolerance, logit_bound)
+    work = prepare(q, k, running, spans, softmax_scale, log_pruning_tolerance, logit_bound)
     visible = sum(span.scores for span in spans)
     return sum(tile.scores for tile in work.tiles) / visible if visible else 1.0

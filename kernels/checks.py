@@ -3,24 +3,55 @@
 Legend: B batch, T query rows, T_k keys, H query heads, H_kv key heads, D head size, S cache slots.
 """
 
+import importlib.util
 import math
+import os
 
 import torch
 from torch import Tensor
 
-BACKENDS = ("reference", "blocked")
+BACKENDS = ("reference", "blocked", "flash")
+FLASH_HEAD_DIM = 256
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def checked_backend(backend: str | None) -> str:
-    if backend == "flash":
-        raise ValueError(
-            'backend "flash" does not exist yet in this version; '
-            'backend "blocked" runs on every device.'
-        )
+def checked_backend(backend: str | None, q: Tensor) -> str:
+    """The backend asked for, or the one for q's device; refuses what it cannot do."""
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f"backend must be one of {BACKENDS} or None, but got {backend!r}.")
-    return backend or "blocked"
+    chosen = backend or ("flash" if q.device.type == "cuda" else "blocked")
+    if chosen == "flash" and q.dtype == torch.float64:
+        raise ValueError(
+            'backend "flash" computes in float32 and takes float32, bfloat16 and float16, '
+            'but got float64; backend "blocked" computes in float64.'
+        )
+    if chosen == "flash" and q.shape[-1] > FLASH_HEAD_DIM:
+        raise ValueError(
+            f'backend "flash" takes head sizes up to {FLASH_HEAD_DIM}, but got D = {q.shape[-1]}; '
+            'backend "blocked" takes any.'
+        )
+    return chosen
+
+
+def require_flash(x: Tensor) -> None:
+    """Refuses, where the op runs, what Triton does not run on."""
+    if importlib.util.find_spec("triton") is None:
+        raise ValueError(
+            'backend "flash" needs the package triton, which is not installed: pip install triton, '
+            'or pass backend="blocked".'
+        )
+    if x.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(
+            f'backend "flash" runs on GPUs, but got tensors on {x.device}; backend "blocked" runs '
+            "on every device. (Tests on a CPU: set TRITON_INTERPRET=1 before triton is imported.)"
+        )
+    if x.is_cuda and torch.version.hip is None:
+        major, minor = torch.cuda.get_device_capability(x.device)
+        if major < 8:
+            raise ValueError(
+                'backend "flash" needs an NVIDIA GPU of compute capability 8.0 or newer, but got '
+                f'{major}.{minor}; backend "blocked" runs on every device.'
+            )
 
 
 def check_heads(
@@ -157,14 +188,20 @@ def check_appended(
     v: Tensor | None,
     log_f: Tensor | None,
     cache_seqlens: int | Tensor | None,
-) -> list[int]:
-    """The slots filled in each row of the cache before anything is appended."""
+    backend: str,
+) -> list[int] | None:
+    """The slots filled in each row of the cache before anything is appended.
+
+    None where backend "flash" finds them on the device, and to look would be to wait for it.
+    """
     B, S, H_kv, D = k_cache.shape
-    if isinstance(cache_seqlens, Tensor):
-        check_integers("cache_seqlens", cache_seqlens, (B,), k_cache, highest=S)
-        filled = cache_seqlens.tolist()
-    else:
+    filled: list[int] | None = None
+    if not isinstance(cache_seqlens, Tensor):
         filled = [S if cache_seqlens is None else cache_seqlens] * B
+    else:
+        check_integers("cache_seqlens", cache_seqlens, (B,), k_cache, highest=S)
+        if backend != "flash" or _readable(cache_seqlens):
+            filled = cache_seqlens.tolist()
     if k is None and v is None and log_f is None:
         return filled
     if k is None or v is None or log_f is None:
@@ -179,7 +216,7 @@ def check_appended(
             f"the cache, but got {tuple(k.shape)} and {tuple(v.shape)}."
         )
     check_gates(log_f, k, q.shape[2])
-    if max(filled, default=0) + T_new > S:
+    if filled is not None and max(filled, default=0) + T_new > S:
         raise ValueError(
             f"the cache has S = {S} slots, but {max(filled)} filled and {T_new} new tokens need "
             f"{max(filled) + T_new}. Build a longer cache."

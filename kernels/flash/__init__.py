@@ -1,1 +1,1 @@
-"""The flash backend: Triton kernels for GPUs. Imported only where they run, as triton is optional."""
+"""The flash backend: Triton kernels for GPUs; triton is imported only where they run."""

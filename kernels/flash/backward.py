@@ -4,8 +4,11 @@ With p_ij the attention weights and w_i = sum_d out_id d_out_id (less the gradie
 
     ds_ij = p_ij (<d_out_i, v_j> - w_i),   dq = scale ds k,   dk = scale ds^T q,   dv = p^T d_out,
 
-and d lambda_t is the row sum of ds less its column sum. The row sum is 0 on paper; in numbers it
-cancels the rounding of w, so it is kept. No atomics: gradients are the same in every run.
+and d lambda_t is the row sum of ds less its column sum. On paper the row sum is the gradient of
+lse; in numbers it also shows how far the rounding of out to 16 bits has spoilt w. dq is computed
+first, and its row sums mend w before dk, dv and the column sums are: otherwise the gradient of a
+gate, a sum over all later rows, would collect those errors. No atomics: gradients are the same in
+every run.
 
 Legend: B batch, T query rows, T_k keys, H query heads, H_kv key heads, D head size.
 Source: Dao, FlashAttention-2, 2023.
@@ -16,11 +19,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fox.kernels.flash.forward import first_key
 from fox.kernels.flash.layout import (
     LOG2E,
     Batch,
     heads_sharing_cache,
+    key_tiles,
+    launch,
     load_rows,
     on_device,
     padded,
@@ -74,7 +78,8 @@ def rows_kernel(
 
 @triton.jit
 def dq_kernel(
-    q, k, v, d_out, lse, weight, dq, row_sum, high, low, bias, key_start, seq_start, cu_q, cu_k,
+    q, k, v, d_out, d_lse, lse, weight, dq, row_sum, high, low, bias, key_start, seq_start,
+    cu_q, cu_k,
     q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, d_b, d_t, d_h, g_b, g_t, g_h,
     H, GROUP, T, T_k, units, tiles, members, share, scale, window,
     D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
@@ -113,13 +118,9 @@ def dq_kernel(
         anchor_low = tl.load(low + first, mask=anchored, other=0.0)
 
         offset = unit_offset(s, b, row0, h, H, units, UNIT, VARLEN)
-        begin = first_key(key_start, offset, m, rows, UNIT, ROWS) // KEYS
-        end = (tl.maximum(tl.minimum(first + ROWS, keys), 0) + KEYS - 1) // KEYS
-        whole_end = tl.maximum(tl.maximum(first + 1, 0) // KEYS, begin)
-        whole = begin
-        if WINDOWED:
-            seen_by_all = tl.maximum(tl.minimum(first + ROWS, keys) - window, 0)
-            whole = tl.minimum(tl.maximum((seen_by_all + KEYS - 1) // KEYS, begin), whole_end)
+        begin, whole, whole_end, end = key_tiles(
+            key_start + offset, m, rows, keys, window, ROWS, KEYS, UNIT, WINDOWED
+        )
 
         acc = tl.zeros([ROWS, WIDTH], tl.float32)
         sums = tl.zeros([ROWS], tl.float32)
@@ -135,7 +136,7 @@ def dq_kernel(
             next_low = tl.load(low + last, mask=n + 1 < whole_end, other=0.0)
             key = load_rows(k, n * KEYS, keys, k_t, D, KEYS, WIDTH, WHOLE=True)
             score = tl.dot(query, tl.trans(key), input_precision=PRECISION)
-            score = score * scale + tl.load(bias + n * KEYS + columns)[None, :]
+            score = tl.fma(score, scale, tl.load(bias + n * KEYS + columns)[None, :])
             p = tl.exp2(score + (term + shift)[:, None])
             value = load_rows(v, n * KEYS, keys, v_t, D, KEYS, WIDTH, WHOLE=True)
             dp = tl.dot(do, tl.trans(value), input_precision=PRECISION)
@@ -147,7 +148,7 @@ def dq_kernel(
         if PADDED:
             start = tl.load(seq_start + s).to(tl.int32)
         cut = whole - begin
-        for i in range(0, cut + end - whole_end):
+        for i in range(cut + end - whole_end):
             n = tl.where(i < cut, begin + i, whole_end + i - cut)
             at = n * KEYS + columns
             key = load_rows(k, n * KEYS, keys, k_t, D, KEYS, WIDTH)
@@ -159,7 +160,7 @@ def dq_kernel(
             visible = (at[None, :] <= position[:, None]) & (at >= start)[None, :]
             if WINDOWED:
                 visible &= at[None, :] > position[:, None] - window
-            score = score * scale + decay * LOG2E - log_sum[:, None]
+            score = tl.fma(score, scale, decay * LOG2E) - log_sum[:, None]
             p = tl.exp2(tl.where(visible, score, float("-inf")))
             value = load_rows(v, n * KEYS, keys, v_t, D, KEYS, WIDTH)
             dp = tl.dot(do, tl.trans(value), input_precision=PRECISION)
@@ -172,7 +173,12 @@ def dq_kernel(
         depth = tl.arange(0, WIDTH)
         pointers = dq + row.to(tl.int64)[:, None] * g_t + depth[None, :]
         tl.store(pointers, acc.to(query.dtype), mask=(row < rows)[:, None] & (depth < D)[None, :])
-        tl.store(row_sum + gates + position, sums, mask=known)
+        if d_lse is not None:
+            paper = tl.load(d_lse + here, mask=row < rows, other=0.0)
+            paper = tl.where(log_sum == float("-inf"), 0.0, paper)
+            tl.store(row_sum + gates + position, paper, mask=known)
+            sums -= paper
+        tl.store(weight + here, w + sums, mask=row < rows)
 
 
 @triton.jit
@@ -218,7 +224,8 @@ def dkdv_kernel(
 
         top = tl.maximum(n * KEYS - past, 0) // ROWS
         whole_top = (tl.maximum(last - past, 0) + ROWS - 1) // ROWS
-        for h in range(g * GROUP, g * GROUP + GROUP):
+        for i in range(GROUP):
+            h = g * GROUP + i
             gates = (b * H + h) * T_k + key0
             key_high = tl.load(high + gates + at, mask=at < keys, other=0.0)
             key_low = tl.load(low + gates + at, mask=at < keys, other=0.0)
@@ -226,9 +233,8 @@ def dkdv_kernel(
             last_low = tl.load(low + gates + last)
             fall = ((last_high - key_high) + (last_low - key_low)) * LOG2E
             fall = tl.where(exists, fall, float("-inf"))
-            wide_h = tl.full([], 0, tl.int64) + h
-            q_rows = q + b * q_b + row0 * q_t + wide_h * q_h
-            d_rows = d_out + b * d_b + row0 * d_t + wide_h * d_h
+            q_rows = q + b * q_b + row0 * q_t + h.to(tl.int64) * q_h
+            d_rows = d_out + b * d_b + row0 * d_t + h.to(tl.int64) * d_h
             row_offset = (b * H + h) * T + row0
             sums = tl.zeros([KEYS], tl.float32)
 
@@ -253,7 +259,7 @@ def dkdv_kernel(
                 query = load_rows(q_rows, m * ROWS, rows, q_t, D, ROWS, WIDTH, WHOLE=True)
                 score = tl.dot(key, tl.trans(query), input_precision=PRECISION)  # (KEYS, ROWS)
                 row_term = tl.load(row_bias + row_offset + m * ROWS + lines)
-                score = score * scale + row_term[None, :]
+                score = tl.fma(score, scale, row_term[None, :])
                 p = tl.exp2(score + (fall + shift)[:, None])
                 do = load_rows(d_rows, m * ROWS, rows, d_t, D, ROWS, WIDTH, WHOLE=True)
                 dv_acc = tl.dot(p.to(do.dtype), do, dv_acc, input_precision=PRECISION)
@@ -264,8 +270,8 @@ def dkdv_kernel(
                 dk_acc = tl.dot(ds.to(query.dtype), query, dk_acc, input_precision=PRECISION)
 
             cut = whole - top
-            for i in range(0, cut + bottom - whole_end):
-                m = tl.where(i < cut, top + i, whole_end + i - cut)
+            for j in range(cut + bottom - whole_end):
+                m = tl.where(j < cut, top + j, whole_end + j - cut)
                 row = m * ROWS + lines
                 position = past + row
                 known = (row < rows) & (position >= 0)
@@ -279,7 +285,7 @@ def dkdv_kernel(
                 visible = (at[:, None] <= position[None, :]) & exists[:, None]
                 if WINDOWED:
                     visible &= at[:, None] > position[None, :] - window
-                score = score * scale + decay * LOG2E - log_sum[None, :]
+                score = tl.fma(score, scale, decay * LOG2E) - log_sum[None, :]
                 p = tl.exp2(tl.where(visible, score, float("-inf")))
                 do = load_rows(d_rows, m * ROWS, rows, d_t, D, ROWS, WIDTH)
                 dv_acc = tl.dot(p.to(do.dtype), do, dv_acc, input_precision=PRECISION)
@@ -324,12 +330,13 @@ def backward(
         batch, plan: the sequences, and the sizes of tiles.
         softmax_scale, window_size: as in forgetting_attention.
     """
-    B, T, H, D = q.shape
+    _, T, H, D = q.shape
     T_k, H_kv = k.shape[1:3]
     high, low, bias = gates
     dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     weight, row_bias = torch.empty_like(lse), torch.empty_like(lse)
-    row_sum, column_sum = torch.zeros_like(high), torch.empty_like(high)
+    column_sum = torch.empty_like(high)
+    row_sum = None if d_lse is None else torch.zeros_like(high)
     units, scale, window = key_start.shape[-1], softmax_scale * LOG2E.value, window_size or 0
     sharing = heads_sharing_cache(k, H)
     shared = (batch.seq_start, batch.cu_q, batch.cu_k)
@@ -342,28 +349,29 @@ def backward(
         return tiles, members, (tiles * members,)
 
     with on_device(q):
-        tile = plan.dkdv
-        tiles, _, programs = grid(batch.rows, tile.rows, H)
+        tiles, _, programs = grid(batch.rows, plan.dkdv.rows, H)
         rows_kernel[programs](
             out, d_out, d_lse, lse, high, low, weight, row_bias, batch.cu_q, batch.cu_k,
             *out.stride()[:3], *d_out.stride()[:3], H, T, T_k, tiles,
-            D=D, WIDTH=padded(D), ROWS=tile.rows, VARLEN=batch.cu_q is not None,
+            D=D, WIDTH=padded(D), ROWS=plan.dkdv.rows, VARLEN=batch.cu_q is not None,
         )  # fmt: skip
+        tile = plan.dq
+        tiles, members, programs = grid(batch.rows, tile.rows, H)
+        dq_kernel[programs](
+            q, k, v, d_out, d_lse, lse, weight, dq, row_sum, high, low, bias, key_start,
+            *shared, *outer, *dq.stride()[:3],
+            H, H // H_kv, T, T_k, units, tiles, members, sharing, scale, window,
+            ROWS=tile.rows, KEYS=tile.keys, **sizes, **flags,
+            **launch(tile),
+        )  # fmt: skip
+        tile = plan.dkdv
         tiles, members, programs = grid(batch.keys, tile.keys, H_kv)
         dkdv_kernel[programs](
             q, k, v, d_out, lse, weight, dk, dv, column_sum, high, low, row_bias, key_start,
             *shared, *outer, *dk.stride()[:3],
             H, H // H_kv, T, T_k, units, tiles, members, max(1, sharing * H_kv // H), scale, window,
             ROWS=tile.rows, KEYS=tile.keys, **sizes, **flags,
-            num_warps=tile.warps, num_stages=tile.stages,
+            **launch(tile),
         )  # fmt: skip
-        tile = plan.dq
-        tiles, members, programs = grid(batch.rows, tile.rows, H)
-        dq_kernel[programs](
-            q, k, v, d_out, lse, weight, dq, row_sum, high, low, bias, key_start,
-            *shared, *outer, *dq.stride()[:3],
-            H, H // H_kv, T, T_k, units, tiles, members, sharing, scale, window,
-            ROWS=tile.rows, KEYS=tile.keys, **sizes, **flags,
-            num_warps=tile.warps, num_stages=tile.stages,
-        )  # fmt: skip
-    return dq, dk, dv, row_sum.double() - column_sum.double()
+    d_lambda = -column_sum.double()
+    return dq, dk, dv, d_lambda if row_sum is None else d_lambda + row_sum

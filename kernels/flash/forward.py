@@ -18,6 +18,8 @@ from fox.kernels.flash.layout import (
     LOG2E,
     Batch,
     heads_sharing_cache,
+    key_tiles,
+    launch,
     load_rows,
     on_device,
     padded,
@@ -27,14 +29,6 @@ from fox.kernels.flash.layout import (
     unit_offset,
 )
 from fox.kernels.flash.tuning import Tile
-
-
-@triton.jit
-def first_key(key_start, offset, m, rows, UNIT: tl.constexpr, ROWS: tl.constexpr):
-    """The least of the boundaries of a tile's units."""
-    unit = m * (ROWS // UNIT) + tl.arange(0, ROWS // UNIT)
-    starts = tl.load(key_start + offset + unit, mask=unit * UNIT < rows, other=2**31 - 1)
-    return tl.min(starts, axis=0)
 
 
 @triton.jit
@@ -72,13 +66,9 @@ def forward_kernel(
         anchor_low = tl.load(low + first, mask=anchored, other=0.0)
 
         offset = unit_offset(s, b, row0, h, H, units, UNIT, VARLEN)
-        begin = first_key(key_start, offset, m, rows, UNIT, ROWS) // KEYS
-        end = (tl.maximum(tl.minimum(first + ROWS, keys), 0) + KEYS - 1) // KEYS
-        whole_end = tl.maximum(tl.maximum(first + 1, 0) // KEYS, begin)
-        whole = begin
-        if WINDOWED:
-            seen_by_all = tl.maximum(tl.minimum(first + ROWS, keys) - window, 0)
-            whole = tl.minimum(tl.maximum((seen_by_all + KEYS - 1) // KEYS, begin), whole_end)
+        begin, whole, whole_end, end = key_tiles(
+            key_start + offset, m, rows, keys, window, ROWS, KEYS, UNIT, WINDOWED
+        )
 
         peak = tl.full([ROWS], float("-inf"), tl.float32)
         total = tl.zeros([ROWS], tl.float32)
@@ -95,7 +85,7 @@ def forward_kernel(
             next_low = tl.load(low + last, mask=n + 1 < whole_end, other=0.0)
             key = load_rows(k, n * KEYS, keys, k_t, D, KEYS, WIDTH, WHOLE=True)
             score = tl.dot(query, tl.trans(key), input_precision=PRECISION)
-            score = score * scale + tl.load(bias + n * KEYS + columns)[None, :]
+            score = tl.fma(score, scale, tl.load(bias + n * KEYS + columns)[None, :])
             new_peak = tl.maximum(peak, tl.max(score, axis=1) + shift)
             weight = tl.exp2(score - (new_peak - shift)[:, None])
             kept = tl.exp2(peak - new_peak)
@@ -110,7 +100,7 @@ def forward_kernel(
         if PADDED:
             start = tl.load(seq_start + s).to(tl.int32)
         cut = whole - begin
-        for i in range(0, cut + end - whole_end):
+        for i in range(cut + end - whole_end):
             n = tl.where(i < cut, begin + i, whole_end + i - cut)
             at = n * KEYS + columns
             key = load_rows(k, n * KEYS, keys, k_t, D, KEYS, WIDTH)
@@ -122,7 +112,7 @@ def forward_kernel(
             visible = (at[None, :] <= position[:, None]) & (at >= start)[None, :]
             if WINDOWED:
                 visible &= at[None, :] > position[:, None] - window
-            score = tl.where(visible, score * scale + decay * LOG2E, float("-inf"))
+            score = tl.where(visible, tl.fma(score, scale, decay * LOG2E), float("-inf"))
             new_peak = tl.maximum(peak, tl.max(score, axis=1))
             finite = tl.where(new_peak == float("-inf"), 0.0, new_peak)
             weight = tl.exp2(score - finite[:, None])
@@ -181,6 +171,6 @@ def forward(
             softmax_scale * LOG2E.value, window_size or 0,
             D=D, WIDTH=padded(D), ROWS=tile.rows, KEYS=tile.keys, UNIT=unit,
             PRECISION=precision(q), WINDOWED=window_size is not None,
-            **batch.flags(), num_warps=tile.warps, num_stages=tile.stages,
+            **batch.flags(), **launch(tile),
         )  # fmt: skip
     return out, lse

@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fox.kernels.flash.tuning import Tile
+
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
@@ -52,7 +54,7 @@ def padded(D: int) -> int:
 
 def last_contiguous(x: Tensor) -> Tensor:
     """x itself where a kernel can read it: a unit last stride, and tiles within 32-bit offsets."""
-    return x if x.stride(-1) == 1 and 256 * max(x.stride()) < 2**31 else x.contiguous()
+    return x if x.stride(-1) == 1 and 256 * x.stride(1) < 2**31 else x.contiguous()
 
 
 def precision(x: Tensor) -> str:
@@ -68,10 +70,15 @@ def _cache_bytes(device: torch.device) -> int:
 def heads_sharing_cache(k: Tensor, heads: int) -> int:
     """How many heads' keys and values fit in half of the L2 cache, a power of two."""
     if not k.is_cuda:
-        return 1
-    B, T_k, H_kv, D = k.shape
+        return 32
+    _, T_k, H_kv, D = k.shape
     fit = _cache_bytes(k.device) * heads // (4 * T_k * H_kv * D * k.element_size())
     return 1 << max(0, min(fit, 64).bit_length() - 1)
+
+
+def launch(tile: Tile) -> dict[str, int | bool]:
+    """The options of a launch. Said in so many words, as Triton's default for fusion changes."""
+    return {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
 
 
 def on_device(x: Tensor) -> AbstractContextManager[object]:
@@ -139,3 +146,26 @@ def load_rows(
     if WHOLE:
         return tl.load(pointers, mask=(columns < D)[None, :], other=0.0)
     return tl.load(pointers, mask=inside[:, None] & (columns < D)[None, :], other=0.0)
+
+
+@triton.jit
+def key_tiles(
+    key_start, m, rows, keys, window,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, UNIT: tl.constexpr, WINDOWED: tl.constexpr,
+):  # fmt: skip
+    """The tiles of keys that tile m of rows meets: begin .. end, without masks whole .. whole_end.
+
+    The tiles before `whole` are cut by the window, those from `whole_end` on by the diagonal.
+    """
+    unit = m * (ROWS // UNIT) + tl.arange(0, ROWS // UNIT)
+    starts = tl.load(key_start + unit, mask=unit * UNIT < rows, other=2**31 - 1)
+    begin = tl.min(starts, axis=0) // KEYS
+    first = keys - rows + m * ROWS
+    behind = tl.minimum(first + ROWS, keys)
+    end = (tl.maximum(behind, 0) + KEYS - 1) // KEYS
+    whole_end = tl.maximum(tl.maximum(first + 1, 0) // KEYS, begin)
+    whole = begin
+    if WINDOWED:
+        uncut = (tl.maximum(behind - window, 0) + KEYS - 1) // KEYS
+        whole = tl.minimum(tl.maximum(uncut, begin), whole_end)
+    return begin, whole, whole_end, end

@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from fox.kernels.checks import require_flash
 from fox.kernels.flash.tuning import choose_plan
 from fox.kernels.gates import log_gate_gradient, running_log_gates
 
 if TYPE_CHECKING:
     from fox.kernels.flash.layout import Batch
+
+# More query rows per key head than this are a prefill, which the tiles of the forward pass suit.
+DECODE_ROWS = 64
 
 
 @torch.library.custom_op("fox::flash_attention", mutates_args=())
@@ -39,6 +43,7 @@ def flash_attention(
         out (B, T, H, D) in the dtype of q, lse (B, H, T) float32, lambda (B, H, T_k) float64,
         (B, H, units) int32.
     """
+    require_flash(q)
     running = running_log_gates(log_f, seq_start)
     batch = _batch(q, k, seq_start, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
     return flash_forward(
@@ -155,6 +160,58 @@ def _(
     return dq, dk, dv, d_log_f
 
 
+@torch.library.custom_op("fox::flash_decode", mutates_args=("k_cache", "v_cache", "lambda_cache"))
+def flash_decode(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    lambda_cache: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    log_f: Tensor | None,
+    filled: Tensor | None,
+    filled_everywhere: int,
+    softmax_scale: float,
+    window_size: int | None = None,
+    seq_start: Tensor | None = None,
+    log_pruning_tolerance: float | None = None,
+    logit_bound: Tensor | None = None,
+) -> Tensor:
+    """out (B, T, H, D) in the dtype of q; see api.forgetting_attention_with_kvcache.
+
+    Args:
+        filled: (B,) integer, slots filled in each row; None where filled_everywhere says it.
+    """
+    require_flash(q)
+    from fox.kernels.flash.decode import append_to_cache, decode_attention
+    from fox.kernels.flash.layout import Batch
+
+    B, T, H, _ = q.shape
+    length = filled_everywhere
+    before = filled
+    if before is None:
+        before = torch.full((B,), filled_everywhere, dtype=torch.int32, device=q.device)
+    if k is not None and v is not None and log_f is not None:
+        append_to_cache(k_cache, v_cache, lambda_cache, k, v, log_f, before, seq_start)
+        length, before = length + k.shape[1], before + k.shape[1]
+    if filled is None and T * H // k_cache.shape[2] > DECODE_ROWS and q.dtype == k_cache.dtype:
+        k, v, running = (x[:, :length] for x in (k_cache, v_cache, lambda_cache))
+        return flash_forward(
+            q, k, v, running.transpose(1, 2), Batch(B, T, length, seq_start, None, None),
+            softmax_scale, window_size, log_pruning_tolerance, logit_bound,
+        )[0]  # fmt: skip
+    return decode_attention(
+        q, k_cache, v_cache, lambda_cache, before, softmax_scale, seq_start=seq_start,
+        window_size=window_size, log_pruning_tolerance=log_pruning_tolerance,
+        logit_bound=logit_bound,
+    )  # fmt: skip
+
+
+@flash_decode.register_fake
+def _(q: Tensor, *rest: object) -> Tensor:
+    return torch.empty_like(q, memory_format=torch.contiguous_format)
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     q, k, v, log_f, scale, window, seq_start, cu_q, cu_k, max_q, max_k, _, _ = inputs
     ctx.save_for_backward(q, k, v, log_f, *output, seq_start, cu_q, cu_k)
@@ -201,3 +258,29 @@ def _batch(
     if cu_q is None or max_q is None or max_k is None:
         return Batch(q.shape[0], q.shape[1], k.shape[1], seq_start, None, None)
     return Batch(cu_q.shape[0] - 1, max_q, max_k, None, cu_q, cu_k)
+
+
+def flash_share(
+    q: Tensor,
+    k: Tensor,
+    running: Tensor,
+    softmax_scale: float,
+    seq_start: Tensor | None,
+    window_size: int | None,
+    log_pruning_tolerance: float | None,
+    logit_bound: Tensor | None,
+) -> float:
+    """The share of visible tiles that the forward pass computes, from running gates (B, H, T_k)."""
+    require_flash(q)
+    from fox.kernels.flash.layout import last_contiguous
+    from fox.kernels.flash.ranges import key_starts, tile_share
+
+    batch = _batch(q, k, seq_start, None, None, None, None)
+    plan = choose_plan(q.shape[-1], q.dtype, q.device)
+    if not q.numel():
+        return 1.0
+    key_start = key_starts(
+        last_contiguous(q), last_contiguous(k), running, batch, plan.unit, softmax_scale,
+        window_size, log_pruning_tolerance, logit_bound,
+    )  # fmt: skip
+    return tile_share(key_start, batch, plan.forward, plan.unit, window_size)

@@ -17,6 +17,7 @@ Source: Lin et al., Adaptive Computation Pruning for the Forgetting Transformer,
 """
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -31,6 +32,7 @@ from fox.kernels.flash.layout import (
     sequence,
     unit_offset,
 )
+from fox.kernels.flash.tuning import Tile
 
 # Norms are summed in float32: a product of two may fall short by less than this factor.
 NORM_MARGIN = 1.001
@@ -195,3 +197,30 @@ def key_starts(
             **batch.flags(),
         )  # fmt: skip
     return key_start
+
+
+def tile_share(
+    key_start: Tensor, batch: Batch, tile: Tile, unit: int, window_size: int | None
+) -> float:
+    """The share of the tiles with a visible score that the forward pass computes.
+
+    Args:
+        key_start: (B, H, units) of key_starts, without cumulative lengths.
+        batch: the sequences.
+        tile, unit: sizes, as in forward.
+        window_size: as in key_starts.
+    """
+    rows = torch.arange(0, batch.rows, tile.rows, device=key_start.device)
+    position = batch.keys - batch.rows + rows
+    end = -(-(position + tile.rows).clamp(max=batch.keys) // tile.keys)  # (tiles)
+    missing = len(rows) * tile.rows // unit - key_start.shape[-1]
+    starts = F.pad(key_start, (0, missing), value=batch.keys).unflatten(-1, (len(rows), -1))
+    begin = starts.amin(-1) // tile.keys  # (B, H, tiles)
+    visible = torch.zeros_like(key_start[..., :1])
+    if batch.seq_start is not None:
+        visible = batch.seq_start[:, None, None].expand(-1, key_start.shape[1], -1)
+    if window_size is not None:
+        visible = torch.maximum(visible, position - window_size + 1)
+    computed = (end - begin).clamp(min=0).sum()
+    wanted = (end - visible // tile.keys).clamp(min=0).expand_as(begin).sum()
+    return float(computed / wanted) if wanted else 1.0

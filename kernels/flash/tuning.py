@@ -1,6 +1,5 @@
 """Tile sizes, warps and pipeline stages: chosen from what a GPU has, not from which GPU it is."""
 
-from functools import cache
 from typing import NamedTuple
 
 import torch
