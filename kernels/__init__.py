@@ -6,10 +6,12 @@ from fox.kernels.api import (
     forgetting_attention_varlen,
     forgetting_attention_with_kvcache,
 )
+from fox.kernels.flash.tuning import tune
 
 __all__ = [
     "computed_share",
     "forgetting_attention",
     "forgetting_attention_varlen",
     "forgetting_attention_with_kvcache",
+    "tune",
 ]

@@ -354,6 +354,7 @@ def backward(
             out, d_out, d_lse, lse, high, low, weight, row_bias, batch.cu_q, batch.cu_k,
             *out.stride()[:3], *d_out.stride()[:3], H, T, T_k, tiles,
             D=D, WIDTH=padded(D), ROWS=plan.dkdv.rows, VARLEN=batch.cu_q is not None,
+            enable_fp_fusion=True,
         )  # fmt: skip
         tile = plan.dq
         tiles, members, programs = grid(batch.rows, tile.rows, H)

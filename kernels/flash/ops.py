@@ -194,6 +194,8 @@ def flash_decode(
     if k is not None and v is not None and log_f is not None:
         append_to_cache(k_cache, v_cache, lambda_cache, k, v, log_f, before, seq_start)
         length, before = length + k.shape[1], before + k.shape[1]
+    if not q.numel():
+        return torch.empty_like(q)
     if filled is None and T * H // k_cache.shape[2] > DECODE_ROWS and q.dtype == k_cache.dtype:
         k, v, running = (x[:, :length] for x in (k_cache, v_cache, lambda_cache))
         return flash_forward(

@@ -142,7 +142,7 @@ def split_gates(running: Tensor, keys: int, batch: Batch) -> tuple[Tensor, Tenso
     with on_device(running):
         _split_gates[(tiles * H * batch.sequences,)](
             running, high, low, bias, batch.seq_start, batch.cu_k, *running.stride(),
-            H, T_k, tiles, KEYS=keys, **batch.flags(),
+            H, T_k, tiles, KEYS=keys, **batch.flags(), enable_fp_fusion=True,
         )  # fmt: skip
     return high, low, bias
 
@@ -194,7 +194,7 @@ def key_starts(
             H, H // H_kv, T, T_k, units, tiles, softmax_scale, log_pruning_tolerance or 0.0,
             window_size or 0, D=D, WIDTH=padded(D), UNIT=unit, PROBES=probes, ROUNDS=rounds,
             WINDOWED=window_size is not None, PRUNED=pruned, BOUNDED=logit_bound is not None,
-            **batch.flags(),
+            **batch.flags(), enable_fp_fusion=True,
         )  # fmt: skip
     return key_start
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from fox.kernels.flash import tuning
+
 HERE = Path(__file__).parent
 RUNS = torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -15,6 +17,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if not RUNS and HERE in item.path.parents and "compiler" not in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Tiles that were measured on this machine are not those of the tests."""
+    monkeypatch.setattr(tuning, "MEMORY", tmp_path / "tiles.json")
 
 
 @pytest.fixture

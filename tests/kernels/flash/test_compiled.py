@@ -18,7 +18,12 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from fox.kernels.flash import token_shift
+from fox.kernels.flash import token_shift, tuning
+from fox.kernels.flash.backward import backward
+from fox.kernels.flash.forward import forward
+from fox.kernels.flash.layout import Batch
+from fox.kernels.flash.ranges import key_starts, split_gates
+from fox.kernels.flash.tuning import Plan
 
 pytestmark = [
     pytest.mark.compiler,
@@ -27,6 +32,9 @@ pytestmark = [
         reason="interpreted kernels are not compiled: unset TRITON_INTERPRET",
     ),
 ]
+
+# Bytes per thread that ptxas may spill to fit one more program on a processor.
+SPILL = 16
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
@@ -48,6 +56,22 @@ def shift(D: int, dtype: torch.dtype = torch.bfloat16, chunked: bool = False) ->
     token_shift.backward(y, y, alpha, state, starts)
 
 
+def attend(plan: Plan, D: int, dtype: torch.dtype = torch.bfloat16, full: bool = False) -> None:
+    """Forward and backward; full: with groups of heads, sequences, a window and pruning."""
+    B, T, H, group = 1 if full else 2, 4096, 16, 4 if full else 1
+    q, d_out = (torch.empty(B, T, H, D, dtype=dtype, device="meta") for _ in range(2))
+    k, v = (torch.empty(B, T, H // group, D, dtype=dtype, device="meta") for _ in range(2))
+    running = torch.empty(B, H, T, dtype=torch.float64, device="meta")
+    lse = torch.empty(B, H, T, device="meta")
+    cu = torch.empty(9, dtype=torch.int32, device="meta") if full else None
+    batch = Batch(8, T, T, None, cu, cu) if full else Batch(B, T, T, None, None, None)
+    window, tolerance, d_lse = (1000, -10.0, lse) if full else (None, None, None)
+    key_start = key_starts(q, k, running, batch, plan.unit, 0.1, window, tolerance, None)
+    gates = split_gates(running, plan.forward.keys, batch)
+    forward(q, k, v, gates, key_start, batch, plan.forward, plan.unit, 0.1, window)
+    backward(d_out, d_lse, q, k, v, q, lse, gates, key_start, batch, plan, 0.1, window)
+
+
 class Entry(NamedTuple):
     """Launches to check.
 
@@ -56,11 +80,13 @@ class Entry(NamedTuple):
         gpus: what to compile them for.
         wgmma: whether products of matrices, if there are any, are Hopper's own on sm_90: they need
             16-bit inputs and 64 rows for 4 warps.
+        spills: whether registers may spill.
     """
 
     launch: Callable[[], object]
     gpus: tuple[str, ...] = tuple(GPUS)
     wgmma: bool = True
+    spills: bool = False
 
 
 TABLE = {
@@ -70,6 +96,27 @@ TABLE = {
     "token shift D=256 chunked": Entry(partial(shift, 256, chunked=True)),
     "token shift D=60": Entry(partial(shift, 60)),
     "token shift D=64 float32": Entry(partial(shift, 64, torch.float32)),
+}
+PLANS = {"sm_90": tuning.LARGE, "sm_80": tuning.MIDDLE, "gfx942": tuning.SMALL}
+TABLE |= {
+    f"attention D=128 on {gpu}, all options": Entry(
+        partial(attend, plans[128], 128, full=True), (gpu,), spills=True
+    )
+    for gpu, plans in PLANS.items()
+    if gpu != "sm_80"
+}
+TABLE |= {
+    f"attention D={D} float32": Entry(
+        partial(attend, plan, D, torch.float32), ("sm_80",), wgmma=False, spills=True
+    )
+    for D, plan in tuning.FLOAT32.items()
+    if D < 256
+}
+TABLE |= {
+    # Two accumulators of 64 keys by 256 are more than fits beside the rest.
+    f"attention D={D} on {gpu}": Entry(partial(attend, plan, D), (gpu,), spills=D == 256)
+    for gpu, plans in PLANS.items()
+    for D, plan in plans.items()
 }
 
 
@@ -138,8 +185,8 @@ def test_a_kernel_compiles_within_what_the_gpu_has(
         if gpu == "sm_90":
             uses_wgmma = "wgmma.mma_async" in kernel.asm["ptx"]
             assert uses_wgmma == (entry.wgmma and "tt.dot" in kernel.asm["ttir"]), label
-    if target.backend == "cuda":
+    if target.backend == "cuda" and not entry.spills:
         if not CUOBJDUMP.exists():
             pytest.skip(f"spills were not looked for: there is no {CUOBJDUMP}")
         stacks = [(k.metadata.name, stack_bytes(k.asm["cubin"], tmp_path)) for k, _ in launched]
-        assert [stack for stack in stacks if stack[1]] == []
+        assert [stack for stack in stacks if stack[1] > SPILL] == []
