@@ -3,6 +3,7 @@
 Legend: B batch, T query rows, T_k keys, H query heads, H_kv key heads, D head size.
 """
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -44,7 +45,13 @@ def flash_attention(
         (B, H, units) int32.
     """
     require_flash(q)
-    running = running_log_gates(log_f, seq_start)
+    steps = log_f
+    if cu_seqlens_k is not None:
+        # A reset where a sequence begins changes no decay inside one, and ends every sum over keys.
+        first = torch.zeros(k.shape[1] + 1, dtype=torch.bool, device=k.device)
+        first.index_fill_(0, cu_seqlens_k.long(), True)
+        steps = log_f.masked_fill(first[:-1, None], -math.inf)
+    running = running_log_gates(steps, seq_start)
     batch = _batch(q, k, seq_start, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
     return flash_forward(
         q, k, v, running, batch, softmax_scale, window_size, log_pruning_tolerance, logit_bound

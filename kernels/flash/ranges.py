@@ -4,13 +4,15 @@ The row term of the decay cancels in the softmax, so a tile of keys needs one fl
 lambda_c - lambda_j relative to its last key c, and one number per tile. Nothing is ever the
 difference of two large rounded sums.
 
-Adaptive computation pruning: keys j of a unit of rows are dropped where, for its first row a,
+Adaptive computation pruning: the keys j <= c together weigh in row i at most
 
-    lambda_a - lambda_j < tolerance - ln(visible keys) - max_i (U_i + lambda_i - lambda_a - s_ii)
+    exp(U_i + lambda_i) sum_{j <= c} exp(-lambda_j) / sum_{near j} exp(s_ij + lambda_i - lambda_j)
 
-with s_ii = scale <q_i, k_i> and U_i >= scale |<q_i, k_j>|: the dropped keys of any row i of the
-unit then weigh less than exp(tolerance) of its own key alone. The running gate never rises, so
-what is kept begins at one key.
+with s_ij = scale <q_i, k_j>, U_i >= |s_ij|, and as near keys those of the row's unit and of the one
+before it. They are dropped where this is below exp(tolerance) for every row of a unit. The sum over
+j <= c is a prefix sum of the gates alone, and counts keys by what is left of them, where the paper
+counts all as if none had faded; the near keys bound the row's sum of weights from below, where the
+paper takes exp(-U) of its own key. As the prefix sum rises with c, what is kept begins at one key.
 
 Legend: B batch, T query rows, T_k keys, H query heads, H_kv key heads, D head size.
 Source: Lin et al., Adaptive Computation Pruning for the Forgetting Transformer, 2025.
@@ -29,6 +31,7 @@ from fox.kernels.flash.layout import (
     load_rows,
     on_device,
     padded,
+    precision,
     sequence,
     unit_offset,
 )
@@ -66,10 +69,10 @@ def _split_gates(
 
 @triton.jit
 def _key_starts(
-    q, k, running, key_start, bound, seq_start, cu_q, cu_k,
+    q, k, running, reach, key_start, bound, seq_start, cu_q, cu_k,
     q_b, q_t, q_h, k_b, k_t, k_h, g_b, g_h, g_t,
     H, GROUP, T, T_k, units, tiles, scale, tolerance, window,
-    D: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr,
+    D: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, PRECISION: tl.constexpr,
     PROBES: tl.constexpr, ROUNDS: tl.constexpr,
     VARLEN: tl.constexpr, PADDED: tl.constexpr, WINDOWED: tl.constexpr,
     PRUNED: tl.constexpr, BOUNDED: tl.constexpr,
@@ -94,30 +97,42 @@ def _key_starts(
         floor = RESET_FALL
         if PRUNED:
             position = first + tl.arange(0, UNIT)
+            near = first - UNIT + tl.arange(0, 2 * UNIT)
             sees = (position >= start) & (position < keys)
+            exists = (near >= start) & (near < keys)
             gate = tl.load(gates + position.to(tl.int64) * g_t, mask=sees, other=0.0)
-            fall = (gate - here).to(tl.float32)
+            near_gate = tl.load(gates + near.to(tl.int64) * g_t, mask=exists, other=0.0)
             q_rows = q + b * q_b + row0 * q_t + h.to(tl.int64) * q_h
             k_rows = k + b * k_b + key0 * k_t + (h // GROUP).to(tl.int64) * k_h
-            query = load_rows(q_rows, u * UNIT, rows, q_t, D, UNIT, WIDTH).to(tl.float32)
-            key = load_rows(k_rows, first, keys, k_t, D, UNIT, WIDTH).to(tl.float32)
-            own = tl.sum(query * key, axis=1) * scale
+            query = load_rows(q_rows, u * UNIT, rows, q_t, D, UNIT, WIDTH)
+            key = load_rows(k_rows, first - UNIT, keys, k_t, D, 2 * UNIT, WIDTH)
+            score = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
+            score += (gate[:, None] - near_gate[None, :]).to(tl.float32)
+            visible = (near[None, :] <= position[:, None]) & exists[None, :] & sees[:, None]
+            if WINDOWED:
+                visible &= near[None, :] > position[:, None] - window
+            score = tl.where(visible, score, float("-inf"))
+            peak = tl.where(sees, tl.max(score, axis=1), 0.0)
+            total = tl.sum(tl.exp(score - peak[:, None]), axis=1)
+            log_sum = peak + tl.log(tl.where(sees, total, 1.0))
             largest = tl.load(bound + b * H + h)
             if not BOUNDED:
-                norm = tl.sqrt(tl.sum(query * query, axis=1))
+                norm = tl.sqrt(tl.sum(query.to(tl.float32) * query.to(tl.float32), axis=1))
                 largest *= tl.abs(scale) * norm
-            slack = tl.max(tl.where(sees, largest + fall - own, 0.0), axis=0)
-            visible = tl.maximum(keys - start, 1).to(tl.float32)
-            floor = tl.maximum(floor, tolerance - tl.log(visible) - tl.maximum(slack, 0.0))
+            slack = largest + (gate - here).to(tl.float32) - log_sum
+            slack = tl.max(tl.where(sees, slack, float("-inf")), axis=0)
+            floor = tl.maximum(floor, tolerance - slack)
 
         # Each round looks at the last key of PROBES equal parts and keeps the first live part.
-        size = anchor - left + 1
+        reach += b * H * T_k + h.to(tl.int64) * T_k + key0
+        size = anchor - left
         for _ in tl.static_range(ROUNDS):
             step = (size + PROBES - 1) // PROBES
             probe = left + (tl.arange(0, PROBES) + 1) * step - 1
             inside = (probe >= left) & (probe < left + size) & (probe < keys)
-            gate = tl.load(gates + probe.to(tl.int64) * g_t, mask=inside, other=0.0)
-            dead = tl.sum((inside & ((here - gate).to(tl.float32) < floor)).to(tl.int32), axis=0)
+            sum_before = tl.load(reach + probe, mask=inside, other=0.0)
+            faded = (here + sum_before).to(tl.float32) < floor
+            dead = tl.sum((inside & faded).to(tl.int32), axis=0)
             left += dead * step
             size = tl.minimum(step, size - dead * step)
         target = unit_offset(s, b, row0, h, H, units, UNIT, VARLEN) + u
@@ -175,7 +190,13 @@ def key_starts(
     B, T, H, D = q.shape
     T_k, H_kv = k.shape[1:3]
     pruned = log_pruning_tolerance is not None
-    bound = None
+    bound, reach = None, -running
+    if pruned:
+        if batch.seq_start is not None:
+            position = torch.arange(T_k, device=q.device)
+            hidden = position < batch.seq_start[:, None, None]
+            reach.masked_fill_(hidden, torch.finfo(torch.float64).min)
+        reach = reach.logcumsumexp(-1)
     if pruned and logit_bound is not None:
         bound = logit_bound.float().contiguous()
     elif pruned:
@@ -189,10 +210,11 @@ def key_starts(
     tiles = triton.cdiv(batch.rows, unit)
     with on_device(q):
         _key_starts[(tiles * H * batch.sequences,)](
-            q, k, running, key_start, bound, batch.seq_start, batch.cu_q, batch.cu_k,
+            q, k, running, reach, key_start, bound, batch.seq_start, batch.cu_q, batch.cu_k,
             *q.stride()[:3], *k.stride()[:3], *running.stride(),
             H, H // H_kv, T, T_k, units, tiles, softmax_scale, log_pruning_tolerance or 0.0,
-            window_size or 0, D=D, WIDTH=padded(D), UNIT=unit, PROBES=probes, ROUNDS=rounds,
+            window_size or 0, D=D, WIDTH=padded(D), UNIT=unit, PRECISION=precision(q),
+            PROBES=probes, ROUNDS=rounds,
             WINDOWED=window_size is not None, PRUNED=pruned, BOUNDED=logit_bound is not None,
             **batch.flags(), enable_fp_fusion=True,
         )  # fmt: skip
