@@ -124,14 +124,18 @@ def _key_starts(
             floor = tl.maximum(floor, tolerance - slack)
 
         # Each round looks at the last key of PROBES equal parts and keeps the first live part.
-        reach += b * H * T_k + h.to(tl.int64) * T_k + key0
+        sums, sums_t = gates, g_t
+        if PRUNED:
+            sums, sums_t = reach + (b * H + h) * T_k + key0, 1
         size = anchor - left
         for _ in tl.static_range(ROUNDS):
             step = (size + PROBES - 1) // PROBES
             probe = left + (tl.arange(0, PROBES) + 1) * step - 1
             inside = (probe >= left) & (probe < left + size) & (probe < keys)
-            sum_before = tl.load(reach + probe, mask=inside, other=0.0)
-            faded = (here + sum_before).to(tl.float32) < floor
+            before = tl.load(sums + probe.to(tl.int64) * sums_t, mask=inside, other=0.0)
+            if not PRUNED:
+                before = -before
+            faded = (here + before).to(tl.float32) < floor
             dead = tl.sum((inside & faded).to(tl.int32), axis=0)
             left += dead * step
             size = tl.minimum(step, size - dead * step)
@@ -190,8 +194,9 @@ def key_starts(
     B, T, H, D = q.shape
     T_k, H_kv = k.shape[1:3]
     pruned = log_pruning_tolerance is not None
-    bound, reach = None, -running
+    bound, reach = None, None
     if pruned:
+        reach = -running
         if batch.seq_start is not None:
             position = torch.arange(T_k, device=q.device)
             hidden = position < batch.seq_start[:, None, None]
