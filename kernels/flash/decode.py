@@ -265,7 +265,7 @@ def append_to_cache(
     B, S, H_kv, D = k_cache.shape
     T, H = log_f.shape[1:]
     width = padded(D)
-    heads, copied_rows = 8, 8192 // width
+    heads, copied_rows = 8, 2048 // width
     gate_blocks, copy_blocks = triton.cdiv(H, heads), triton.cdiv(T * H_kv, copied_rows)
     with on_device(k_cache):
         _append[(B * (gate_blocks + copy_blocks),)](
@@ -354,17 +354,19 @@ def decode_attention(
 
 
 def _tile(T: int, group: int, D: int, dtype: torch.dtype) -> tuple[Tile, int]:
-    """Sizes without spills, and the heads of a tile; its rows are those heads, token by token.
+    """Sizes that registers hold, and the heads of a tile; its rows are those heads, token by token.
 
-    They fit in 100 KB of shared memory, 64 KB on AMD, and so on any GPU. Four warps are enough, as
-    the time goes by in loads: at most 16 KB of keys, of values, 8 KB of gates, two tiles ahead.
+    They fit in 100 KB of shared memory, 64 KB on AMD, and so on any GPU: at most 16 KB of keys, of
+    values and 8 KB of gates, two tiles ahead. Few warps are enough, as the time goes by in loads.
     """
     most = 16 if dtype == torch.float32 else 32
     heads = min(most, triton.next_power_of_2(group))
     # Rows of an odd size are loaded element by element, which takes registers.
     keys = 16 if D % 16 else min(64, 2**14 // (padded(D) * dtype.itemsize), 2**10 // heads)
     rows = max(16, min(most, triton.next_power_of_2(T) * heads))
-    return Tile(rows, max(16, keys), warps=4, stages=2 if torch.version.hip else 3), heads
+    amd = torch.version.hip is not None
+    warps = 8 if dtype == torch.float32 and not amd else 4
+    return Tile(rows, max(16, keys), warps, stages=2 if amd else 3), heads
 
 
 def _splits(programs: int, key_tiles: int, processors: int) -> int:
