@@ -2,7 +2,7 @@
 PYTHON ?= python3
 RUN := .venv/bin
 
-.PHONY: demo test check bench wheel clean
+.PHONY: demo test triton check bench wheel clean
 
 .venv/installed: pyproject.toml setup.py constraints.txt
 	test -x $(RUN)/python || $(PYTHON) -m venv .venv
@@ -22,6 +22,15 @@ demo: .venv/installed
 test: .venv/installed
 	$(RUN)/python -m pytest
 	TRITON_INTERPRET=1 $(RUN)/python -m pytest tests/kernels/flash
+
+# The Triton kernels on another Triton, interpreted and compiled: make triton TRITON=3.6.0. The
+# interpreters before 3.9 need an older numpy, and warn of what it will forbid.
+TRITON ?= 3.6.0
+OTHER := PYTHONPATH=build/triton-$(TRITON) $(RUN)/python -m pytest
+triton: .venv/installed
+	$(RUN)/python -m pip install --quiet --no-deps --target build/triton-$(TRITON) triton==$(TRITON) numpy==2.2.6
+	TRITON_INTERPRET=1 $(OTHER) -W 'ignore:Conversion of an array' tests/kernels/flash
+	$(OTHER) tests/kernels/flash/test_compiled.py
 
 # Type checkers do not see the folder -> package mapping of an editable install, so the installed
 # shape is laid out in build/types.
