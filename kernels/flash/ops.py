@@ -140,7 +140,8 @@ def flash_attention_backward(
     from fox.kernels.flash.ranges import split_gates
 
     if not q.numel():
-        return tuple(torch.zeros_like(x) for x in (q, k, v, log_f))
+        dq, dk, dv, d_log_f = (torch.zeros_like(x) for x in (q, k, v, log_f))
+        return dq, dk, dv, d_log_f
     batch = _batch(q, k, seq_start, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
     plan = choose_plan(q.shape[-1], q.dtype, q.device)
     d_out, q, k, v = (last_contiguous(x) for x in (d_out, q, k, v))

@@ -20,6 +20,7 @@ from triton.backends.compiler import GPUTarget
 
 from fox.kernels.flash import token_shift, tuning
 from fox.kernels.flash.backward import backward
+from fox.kernels.flash.decode import append_to_cache, decode_attention
 from fox.kernels.flash.forward import forward
 from fox.kernels.flash.layout import Batch
 from fox.kernels.flash.ranges import key_starts, split_gates
@@ -72,6 +73,22 @@ def attend(plan: Plan, D: int, dtype: torch.dtype = torch.bfloat16, full: bool =
     backward(d_out, d_lse, q, k, v, q, lse, gates, key_start, batch, plan, 0.1, window)
 
 
+def decode(D: int, T: int, num_splits: int) -> None:
+    """One step on a cache, with everything that may be asked for."""
+    B, S, H, H_kv = 4, 32768, 32, 8
+    q = torch.empty(B, T, H, D, dtype=torch.bfloat16, device="meta")
+    caches = [torch.empty(B, S, H_kv, D, dtype=torch.bfloat16, device="meta") for _ in range(2)]
+    caches.append(torch.empty(B, S, H, dtype=torch.float64, device="meta"))
+    lengths = torch.empty(B, dtype=torch.int32, device="meta")
+    new = [cache[:, :T] for cache in caches[:2]]
+    log_f = torch.empty(B, T, H, device="meta")
+    append_to_cache(*caches, *new, log_f, lengths, lengths)
+    decode_attention(
+        q, *caches, lengths, 0.1, seq_start=lengths, window_size=1000, log_pruning_tolerance=-10.0,
+        logit_bound=torch.empty(B, H, dtype=torch.float64, device="meta"), num_splits=num_splits,
+    )  # fmt: skip
+
+
 class Entry(NamedTuple):
     """Launches to check.
 
@@ -96,6 +113,10 @@ TABLE = {
     "token shift D=256 chunked": Entry(partial(shift, 256, chunked=True)),
     "token shift D=60": Entry(partial(shift, 60)),
     "token shift D=64 float32": Entry(partial(shift, 64, torch.float32)),
+}
+TABLE |= {
+    f"decode D={D} T={T}": Entry(partial(decode, D, T, splits), ("sm_80", "sm_90"), wgmma=False)
+    for D, T, splits in [(64, 1, 7), (128, 1, 7), (128, 16, 1), (256, 1, 1)]
 }
 PLANS = {"sm_90": tuning.LARGE, "sm_80": tuning.MIDDLE, "gfx942": tuning.SMALL}
 TABLE |= {
