@@ -34,8 +34,9 @@ pytestmark = [
     ),
 ]
 
-# Bytes per thread that ptxas may spill to fit one more program on a processor.
-SPILL = 16
+# Bytes per thread that ptxas may spill to fit one more program on a processor; Triton 3.6 and 3.9
+# differ by this much.
+SPILL = 32
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
