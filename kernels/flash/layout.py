@@ -40,8 +40,11 @@ class Batch(NamedTuple):
     cu_k: Tensor | None
 
     def units(self, T: int, unit: int) -> int:
-        """Entries per head for boundaries of `unit` rows; no sequence shares one with another."""
-        return T // unit + self.sequences if self.cu_q is not None else triton.cdiv(T, unit)
+        """Room per head for boundaries of `unit` rows; no sequence shares one with another.
+
+        Two at least, as torch.export would take a size of 1 for a constant.
+        """
+        return T // unit + (2 if self.cu_q is None else self.sequences + 1)
 
     def flags(self) -> dict[str, bool]:
         return {"VARLEN": self.cu_q is not None, "PADDED": self.seq_start is not None}

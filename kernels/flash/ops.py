@@ -77,7 +77,7 @@ def flash_forward(
     B, T, H, D = q.shape
     plan = choose_plan(D, q.dtype, q.device)
     if not q.numel():
-        key_start = q.new_empty(B, H, batch.units(T, plan.unit), dtype=torch.int32)
+        key_start = q.new_zeros(B, H, batch.units(T, plan.unit), dtype=torch.int32)
         return torch.empty_like(q), q.new_empty(B, H, T, dtype=torch.float32), running, key_start
     q, k, v = (last_contiguous(x) for x in (q, k, v))
     key_start = key_starts(
@@ -105,7 +105,7 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     B, T, H, D = q.shape
     unit = choose_plan(D, q.dtype, q.device).unit
-    units = -(-T // unit) if cu_seqlens_q is None else T // unit + cu_seqlens_q.shape[0] - 1
+    units = T // unit + (2 if cu_seqlens_q is None else cu_seqlens_q.shape[0])
     return (
         torch.empty_like(q, memory_format=torch.contiguous_format),
         q.new_empty(B, H, T, dtype=torch.float32),

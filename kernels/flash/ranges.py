@@ -188,7 +188,7 @@ def key_starts(
         logit_bound: (B, H), U; if None, from the norms of q and k.
 
     Returns:
-        (B, H, units) int32; with cumulative lengths, sequence s begins at entry
+        (B, H, units) int32, 0 where unused; with cumulative lengths, sequence s begins at entry
         cu_q[s] // unit + s.
     """
     B, T, H, D = q.shape
@@ -208,7 +208,7 @@ def key_starts(
         norm = torch.linalg.vector_norm(k, dim=-1, dtype=torch.float32).amax(1)  # (B, H_kv)
         bound = NORM_MARGIN * norm.repeat_interleave(H // H_kv, dim=1)
     units = batch.units(T, unit)
-    key_start = torch.empty(B, H, units, dtype=torch.int32, device=q.device)
+    key_start = torch.zeros(B, H, units, dtype=torch.int32, device=q.device)
     probes, rounds = 128, 1
     while probes**rounds < T_k:
         rounds += 1
@@ -240,8 +240,10 @@ def tile_share(
     rows = torch.arange(0, batch.rows, tile.rows, device=key_start.device)
     position = batch.keys - batch.rows + rows
     end = -(-(position + tile.rows).clamp(max=batch.keys) // tile.keys)  # (tiles)
-    missing = len(rows) * tile.rows // unit - key_start.shape[-1]
-    starts = F.pad(key_start, (0, missing), value=batch.keys).unflatten(-1, (len(rows), -1))
+    used = triton.cdiv(batch.rows, unit)
+    missing = len(rows) * tile.rows // unit - used
+    starts = F.pad(key_start[..., :used], (0, missing), value=batch.keys)
+    starts = starts.unflatten(-1, (len(rows), -1))
     begin = starts.amin(-1) // tile.keys  # (B, H, tiles)
     visible = torch.zeros_like(key_start[..., :1])
     if batch.seq_start is not None:

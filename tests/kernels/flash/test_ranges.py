@@ -134,7 +134,7 @@ def test_boundaries_are_those_of_a_serial_walk(
         q, k, running_log_gates(log_f, start), batch_of(q, k, start), 16, 0.5,
         window, tolerance, None if bound is None else bound.to(device),
     )  # fmt: skip
-    np.testing.assert_array_equal(got.cpu().numpy(), want)
+    np.testing.assert_array_equal(got[..., : want.shape[-1]].cpu().numpy(), want)
 
 
 @pytest.fixture

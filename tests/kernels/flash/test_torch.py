@@ -70,19 +70,28 @@ def test_compiled_is_eager_without_a_graph_break(
         torch.testing.assert_close(got, want)
 
 
-def test_a_compiled_fox_block_has_no_graph_break(
-    monkeypatch: pytest.MonkeyPatch, device: torch.device
-) -> None:
+@pytest.fixture
+def block(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> Block:
+    """A small FoX (Pro) block on the flash backend."""
     monkeypatch.setattr(api, "checked_backend", lambda *_: "flash")
-    config = FoxConfig.preset("fox-pro-125m").replace(
-        hidden_size=32, num_heads=2, num_hidden_layers=1
-    )
-    block = Block(config).to(device)
+    return Block(FoxConfig.preset("fox-pro-125m", hidden_size=32, num_heads=2)).to(device)
+
+
+def test_a_compiled_fox_block_has_no_graph_break(block: Block, device: torch.device) -> None:
     x = torch.randn(2, 20, 32, device=device, requires_grad=True)
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
     want = torch.autograd.grad(block(x).square().sum(), [x, *block.parameters()])
     got = torch.autograd.grad(compiled(x).square().sum(), [x, *block.parameters()])
     torch.testing.assert_close(got, want)
+
+
+def test_an_exported_fox_block_holds_the_op(block: Block, device: torch.device) -> None:
+    x = torch.randn(2, 20, 32, device=device)
+    length = torch.export.Dim("length", min=3, max=64)
+    exported = torch.export.export(block, (x,), dynamic_shapes=({1: length},))
+    assert "fox.flash_attention" in str(exported.graph)
+    x = torch.randn(2, 33, 32, device=device)
+    torch.testing.assert_close(exported.module()(x), block(x))
 
 
 def test_autocast_narrows_q_k_v_and_never_the_gates(
@@ -159,7 +168,7 @@ def test_decoding_by_chunks_is_the_full_forward(
 
 
 @settings(
-    max_examples=10,
+    max_examples=25,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
