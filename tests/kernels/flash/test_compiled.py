@@ -170,7 +170,8 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., l
         launched.append((run(kernel, *arguments, grid=grid, warmup=True, **options), grid))
 
     def compiled(launch: Callable[[], object], target: Any) -> list[tuple[Any, tuple[int, ...]]]:
-        monkeypatch.setattr(triton.runtime.driver, "_active", Driver(target))
+        name = "_active" if hasattr(triton.runtime.driver, "_active") else "active"  # in 3.4
+        monkeypatch.setattr(triton.runtime.driver, name, Driver(target))
         launch()
         return launched
 
