@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fox.kernels.flash.layout import (
     LOG2E,
+    SIZES,
     Batch,
     heads_sharing_cache,
     key_tiles,
@@ -36,7 +37,7 @@ from fox.kernels.flash.layout import (
 from fox.kernels.flash.tuning import Plan
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def rows_kernel(
     out, d_out, d_lse, lse, high, low, weight, bias, cu_q, cu_k,
     o_b, o_t, o_h, d_b, d_t, d_h, H, T, T_k, tiles,
@@ -76,7 +77,7 @@ def rows_kernel(
         tl.store(bias + here, tl.where(empty, float("-inf"), term), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def dq_kernel(
     q, k, v, d_out, d_lse, lse, weight, dq, row_sum, high, low, bias, key_start, seq_start,
     cu_q, cu_k,
@@ -192,7 +193,7 @@ def last_unit(key_start, first, count, key, WIDTH: tl.constexpr):
     return found
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def dkdv_kernel(
     q, k, v, d_out, lse, weight, dk, dv, column_sum, high, low, row_bias, key_start, seq_start,
     cu_q, cu_k,

@@ -16,6 +16,7 @@ from torch import Tensor
 from fox.kernels.flash.layout import (
     LN2,
     LOG2E,
+    SIZES,
     Batch,
     heads_sharing_cache,
     key_tiles,
@@ -31,7 +32,7 @@ from fox.kernels.flash.layout import (
 from fox.kernels.flash.tuning import Tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def forward_kernel(
     q, k, v, out, lse, high, low, bias, key_start, seq_start, cu_q, cu_k,
     q_b, q_t, q_h, k_b, k_t, k_h, v_b, v_t, v_h, o_b, o_t, o_h,

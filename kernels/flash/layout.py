@@ -21,6 +21,10 @@ LN2 = tl.constexpr(0.6931471805599453)
 # More than any running gate may fall between two tokens without a reset; see gates.RESET_JUMP.
 RESET_FALL = tl.constexpr(-8192.0)
 
+# Arguments that change from call to call. Triton would compile again for each that is 1 or becomes
+# a multiple of 16; for T and T_k that pays, as it aligns what is read.
+SIZES = ["units", "tiles", "members", "share", "window"]
+
 
 class Batch(NamedTuple):
     """The sequences of a call: batch rows, or pieces of one row between cumulative lengths.

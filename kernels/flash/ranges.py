@@ -27,6 +27,7 @@ from torch import Tensor
 from fox.kernels.flash.layout import (
     LOG2E,
     RESET_FALL,
+    SIZES,
     Batch,
     load_rows,
     on_device,
@@ -41,7 +42,7 @@ from fox.kernels.flash.tuning import Tile
 NORM_MARGIN = 1.001
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _split_gates(
     running, high, low, bias, seq_start, cu_k, stride_b, stride_h, stride_t, H, T_k, tiles,
     KEYS: tl.constexpr, VARLEN: tl.constexpr, PADDED: tl.constexpr,
@@ -67,7 +68,7 @@ def _split_gates(
         tl.store(bias + target, fall, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def _key_starts(
     q, k, running, reach, key_start, bound, seq_start, cu_q, cu_k,
     q_b, q_t, q_h, k_b, k_t, k_h, g_b, g_h, g_t,
