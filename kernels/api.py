@@ -58,8 +58,8 @@ def forgetting_attention(
             it (key j is visible to row i iff i - window_size < j <= i); None sees all.
         seq_start: (B,) integer in [0, T_k]: keys before it are invisible (left padding).
         log_pruning_tolerance: ln of the largest total attention weight that pruning may drop from
-            a row, at most 0; None drops only what lies far below rounding: -30, or -60 for
-            float64 inputs.
+            a row, at most 0; None drops only what lies far below rounding: with "blocked" -30, or
+            -60 for float64 inputs, with "flash" what decays by more than e^-8192.
         logit_bound: upper bound of softmax_scale |<q_i, k_j>| for pruning, a float or a tensor of
             shape (), (H,) or (B, H); if None, taken from the norms of q and k. Too small a value
             voids the promise of log_pruning_tolerance.
@@ -289,7 +289,7 @@ def computed_share(
 
     Args:
         q: (B, T, H, D). k: (B, T_k, H_kv, D). log_f: (B, T_k, H) or (B, T_k, H_kv).
-        The others: as in forgetting_attention, backend "flash" or "blocked".
+        The others: as in forgetting_attention.
 
     Returns:
         At most 1, and 1 where nothing is visible.
@@ -303,7 +303,10 @@ def computed_share(
     check_window(window_size)
     bound = check_pruning(log_pruning_tolerance, logit_bound, B, H, q)
     running = running_log_gates(_per_query_head(log_f, H), seq_start)
-    share = flash_share if checked_backend(backend, q) == "flash" else blocked_share
+    backend = checked_backend(backend, q)
+    if backend == "reference":
+        return 1.0
+    share = flash_share if backend == "flash" else blocked_share
     return share(q, k, running, scale, seq_start, window_size, log_pruning_tolerance, bound)
 
 
