@@ -244,6 +244,11 @@ def forgetting_attention_with_kvcache(
     check_window(window_size)
     bound = check_pruning(log_pruning_tolerance, logit_bound, B, H, q)
     backend = checked_backend(backend, q)
+    if backend == "flash" and k_cache.dtype == torch.float64:
+        raise ValueError(
+            'backend "flash" reads caches of float32, bfloat16 and float16, but got float64; '
+            'backend "blocked" reads any.'
+        )
     filled = check_appended(q, k_cache, k, v, log_f, cache_seqlens, backend)
     T_new = 0 if k is None else k.shape[1]
     if filled is not None and min(filled, default=T) + T_new < T:

@@ -338,7 +338,11 @@ def backward(
     weight, row_bias = torch.empty_like(lse), torch.empty_like(lse)
     column_sum = torch.empty_like(high)
     row_sum = None if d_lse is None else torch.zeros_like(high)
-    units, scale, window = key_start.shape[-1], softmax_scale * LOG2E.value, window_size or 0
+    units, scale, window = (
+        key_start.shape[-1],
+        softmax_scale * LOG2E.value,
+        min(window_size or 0, T_k),
+    )
     sharing = heads_sharing_cache(k, H)
     shared = (batch.seq_start, batch.cu_q, batch.cu_k)
     outer = [stride for x in (q, k, v, d_out) for stride in x.stride()[:3]]

@@ -169,7 +169,7 @@ def forward(
             q, k, v, out, lse, *gates, key_start, batch.seq_start, batch.cu_q, batch.cu_k,
             *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3],
             H, H // H_kv, T, T_k, key_start.shape[-1], tiles, members, heads_sharing_cache(k, H),
-            softmax_scale * LOG2E.value, window_size or 0,
+            softmax_scale * LOG2E.value, min(window_size or 0, T_k),
             D=D, WIDTH=padded(D), ROWS=tile.rows, KEYS=tile.keys, UNIT=unit,
             PRECISION=precision(q), WINDOWED=window_size is not None,
             **batch.flags(), **launch(tile),

@@ -54,6 +54,11 @@ class Batch(NamedTuple):
         return {"VARLEN": self.cu_q is not None, "PADDED": self.seq_start is not None}
 
 
+def packed(x: Tensor | None) -> Tensor | None:
+    """Kernels read vectors of integers without a stride."""
+    return None if x is None else x.contiguous()
+
+
 def padded(D: int) -> int:
     """The power of two, 16 at least, that a head size is padded to inside the kernels."""
     return max(16, triton.next_power_of_2(D))
@@ -81,7 +86,7 @@ def heads_sharing_cache(k: Tensor, heads: int) -> int:
     if not k.is_cuda:
         return 32
     _, T_k, H_kv, D = k.shape
-    fit = _cache_bytes(k.device) * heads // (4 * T_k * H_kv * D * k.element_size())
+    fit = _cache_bytes(k.device) * heads // (4 * max(1, T_k) * H_kv * D * k.element_size())
     return 1 << max(0, min(fit, 64).bit_length() - 1)
 
 

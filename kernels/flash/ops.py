@@ -192,7 +192,6 @@ def flash_decode(
     """
     require_flash(q)
     from fox.kernels.flash.decode import append_to_cache, decode_attention
-    from fox.kernels.flash.layout import Batch
 
     B, T, H, _ = q.shape
     length = filled_everywhere
@@ -207,7 +206,7 @@ def flash_decode(
     if filled is None and T * H // k_cache.shape[2] > DECODE_ROWS and q.dtype == k_cache.dtype:
         k, v, running = (x[:, :length] for x in (k_cache, v_cache, lambda_cache))
         return flash_forward(
-            q, k, v, running.transpose(1, 2), Batch(B, T, length, seq_start, None, None),
+            q, k, v, running.transpose(1, 2), _batch(q, k, seq_start, None, None, None, None),
             softmax_scale, window_size, log_pruning_tolerance, logit_bound,
         )[0]  # fmt: skip
     return decode_attention(
@@ -263,11 +262,11 @@ def _batch(
     max_q: int | None,
     max_k: int | None,
 ) -> "Batch":
-    from fox.kernels.flash.layout import Batch
+    from fox.kernels.flash.layout import Batch, packed
 
     if cu_q is None or max_q is None or max_k is None:
-        return Batch(q.shape[0], q.shape[1], k.shape[1], seq_start, None, None)
-    return Batch(cu_q.shape[0] - 1, max_q, max_k, None, cu_q, cu_k)
+        return Batch(q.shape[0], q.shape[1], k.shape[1], packed(seq_start), None, None)
+    return Batch(cu_q.shape[0] - 1, max_q, max_k, None, packed(cu_q), packed(cu_k))
 
 
 def flash_share(

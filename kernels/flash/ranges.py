@@ -121,6 +121,7 @@ def _key_starts(
                 norm = tl.sqrt(tl.sum(query.to(tl.float32) * query.to(tl.float32), axis=1))
                 largest *= tl.abs(scale) * norm
             slack = largest + (gate - here).to(tl.float32) - log_sum
+            slack = tl.where(slack == slack, slack, float("inf"))  # NaN prunes nothing
             slack = tl.max(tl.where(sees, slack, float("-inf")), axis=0)
             floor = tl.maximum(floor, tolerance - slack)
 
@@ -195,19 +196,21 @@ def key_starts(
     B, T, H, D = q.shape
     T_k, H_kv = k.shape[1:3]
     pruned = log_pruning_tolerance is not None
-    bound, reach = None, None
+    bound, reach, hidden = None, None, None
+    if pruned and batch.seq_start is not None:
+        hidden = torch.arange(T_k, device=q.device) < batch.seq_start[:, None]  # (B, T_k)
     if pruned:
         reach = -running
-        if batch.seq_start is not None:
-            position = torch.arange(T_k, device=q.device)
-            hidden = position < batch.seq_start[:, None, None]
-            reach.masked_fill_(hidden, torch.finfo(torch.float64).min)
+        if hidden is not None:
+            reach.masked_fill_(hidden[:, None], torch.finfo(torch.float64).min)
         reach = reach.logcumsumexp(-1)
     if pruned and logit_bound is not None:
         bound = logit_bound.float().contiguous()
     elif pruned:
-        norm = torch.linalg.vector_norm(k, dim=-1, dtype=torch.float32).amax(1)  # (B, H_kv)
-        bound = NORM_MARGIN * norm.repeat_interleave(H // H_kv, dim=1)
+        norm = torch.linalg.vector_norm(k, dim=-1, dtype=torch.float32)  # (B, T_k, H_kv)
+        if hidden is not None:
+            norm.masked_fill_(hidden[:, :, None], 0.0)
+        bound = NORM_MARGIN * norm.amax(1).repeat_interleave(H // H_kv, dim=1)
     units = batch.units(T, unit)
     key_start = torch.zeros(B, H, units, dtype=torch.int32, device=q.device)
     probes, rounds = 128, 1
@@ -219,7 +222,7 @@ def key_starts(
             q, k, running, reach, key_start, bound, batch.seq_start, batch.cu_q, batch.cu_k,
             *q.stride()[:3], *k.stride()[:3], *running.stride(),
             H, H // H_kv, T, T_k, units, tiles, softmax_scale, log_pruning_tolerance or 0.0,
-            window_size or 0, D=D, WIDTH=padded(D), UNIT=unit, PRECISION=precision(q),
+            min(window_size or 0, T_k), D=D, WIDTH=padded(D), UNIT=unit, PRECISION=precision(q),
             PROBES=probes, ROUNDS=rounds,
             WINDOWED=window_size is not None, PRUNED=pruned, BOUNDED=logit_bound is not None,
             **batch.flags(), enable_fp_fusion=True,

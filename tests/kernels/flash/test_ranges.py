@@ -234,6 +234,27 @@ def test_pruned_keys_are_never_read(random_inputs: Inputs, device: torch.device)
     assert (inputs[1].grad[:, :64] == 0).all()
 
 
+def test_a_nan_reaches_only_the_rows_that_see_it(
+    random_inputs: Inputs, device: torch.device
+) -> None:
+    q, k, v, log_f = (x.to(device) for x in random_inputs(100, B=1, gates="open"))
+    k[0, 79] = math.nan
+    exact = forgetting_attention(q, k, v, log_f, backend="flash")
+    pruned = forgetting_attention(q, k, v, log_f, log_pruning_tolerance=-10.0, backend="flash")
+    torch.testing.assert_close(pruned[:, :79], exact[:, :79])
+    assert pruned[:, 79:].isnan().all()
+
+
+def test_hidden_keys_do_not_loosen_the_bound(random_inputs: Inputs, device: torch.device) -> None:
+    q, k, _, log_f = (x.to(device) for x in random_inputs(200, B=1, gates="open"))
+    log_f -= 0.3
+    start = torch.tensor([[50, 0]], device=device)[:, 0]  # with a stride
+    options = {"seq_start": start, "log_pruning_tolerance": -10.0, "backend": "flash"}
+    share = computed_share(q, k, log_f, **options)
+    k[:, :50] = 1e4
+    assert computed_share(q, k, log_f, **options) == share < 1
+
+
 def test_keys_behind_a_reset_are_never_read_even_without_pruning(
     random_inputs: Inputs, device: torch.device
 ) -> None:

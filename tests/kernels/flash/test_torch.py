@@ -141,6 +141,10 @@ def test_what_flash_does_not_compute_is_refused_with_who_does(
     double = [x.to(device) for x in random_inputs(5, dtype=torch.float64)]
     with pytest.raises(ValueError, match=r'got float64; backend "blocked" computes in float64'):
         forgetting_attention(*double, backend="flash")
+    q, k, v, _ = (x.to(device) for x in random_inputs(5))
+    caches = [k.double(), v.double(), torch.zeros(2, 5, 2, device=device).double()]
+    with pytest.raises(ValueError, match=r'caches of .* got float64; backend "blocked" reads any'):
+        forgetting_attention_with_kvcache(q, *caches, backend="flash")
     wide = [x.to(device) for x in random_inputs(5, D=257)]
     with pytest.raises(ValueError, match=r'up to 256, but got D = 257; backend "blocked" takes'):
         forgetting_attention(*wide, backend="flash")
@@ -152,7 +156,7 @@ def test_decoding_by_chunks_is_the_full_forward(
     random_inputs: Inputs, device: torch.device, gates: str, window: int | None
 ) -> None:
     q, k, v, log_f = (x.to(device) for x in random_inputs(110, H=4, H_kv=2, gates=gates))
-    start = torch.tensor([0, 7], device=device)
+    start = torch.tensor([[0, 9], [7, 9]], device=device)[:, 0]  # with a stride
     options = {"window_size": window, "seq_start": start, "backend": "flash"}
     want = forgetting_attention(q, k, v, log_f, **options)
     cache = [torch.full((2, 120, 2, 16), torch.nan, device=device) for _ in range(2)]
