@@ -82,7 +82,7 @@ def first_keys(
     (B, T, H, _), (T_k, H_kv) = q.shape, k.shape[1:3]
     running = running_log_gates(log_f, start).numpy()
     q, k = q.double(), k.double().repeat_interleave(H // H_kv, 2)
-    longest = k.norm(dim=-1).amax(1)  # (B, H)
+    norms = k.norm(dim=-1)  # (B, T_k, H)
     first = np.zeros((B, H, -(-T // unit)), dtype=int)
     for b, h, u in itertools.product(range(B), range(H), range(first.shape[2])):
         begin = 0 if start is None else int(start[b])
@@ -99,7 +99,7 @@ def first_keys(
                 row = q[b, i - T_k + T, h]
                 near = range(max(begin, at - unit, 0 if window is None else i - window + 1), i + 1)
                 scores = [scale * float(row @ k[b, j, h]) + gates[i] - gates[j] for j in near]
-                U = abs(scale) * 1.001 * float(row.norm() * longest[b, h])
+                U = abs(scale) * 1.001 * float(row.norm() * norms[b, begin:, h].amax())
                 U = U if bound is None else float(bound[b, h])
                 slack = max(slack, U + gates[i] - gates[anchor] - np.logaddexp.reduce(scores))
             floor = max(floor, tolerance - slack)
