@@ -215,7 +215,7 @@ def forgetting_attention_with_kvcache(
         cache_seqlens: slots filled before the call, an int or a (B,) integer tensor. None: all S
             (only if nothing is appended).
         softmax_scale, window_size, log_pruning_tolerance, logit_bound: as in forgetting_attention;
-            a single row (T = 1) is pruned only with a logit_bound, as finding one would read every
+            a few rows (as T = 1) are pruned only with a logit_bound: finding one would read every
             key.
         seq_start: (B,) integer: slots before it are invisible, and their gates count as 0.
         backend: as in forgetting_attention. "flash" reads cache_seqlens where it lies, and drops
@@ -231,6 +231,8 @@ def forgetting_attention_with_kvcache(
     check_heads(q, k_cache, v_cache, lambda_cache, "(B, T, H, D)", 4, cache=True)
     B, T, H, D = q.shape
     S = k_cache.shape[1]
+    if k_cache.shape[0] != B:
+        raise ValueError(f"the cache must have the batch size of q, {B}, but got {len(k_cache)}.")
     if lambda_cache.dtype != torch.float64:
         raise ValueError(f"lambda_cache must be float64, but got {lambda_cache.dtype}.")
     if lambda_cache.shape[2] != H:
@@ -303,7 +305,11 @@ def computed_share(
         ValueError: a shape, dtype or value is not as above.
     """
     check_heads(q, k, k, log_f, "(B, T, H, D)", 4)
-    B, _, H, D = q.shape
+    B, T, H, D = q.shape
+    if k.shape[0] != B or k.shape[1] < T:
+        raise ValueError(f"k must have B = {B} rows of {T} keys at least, but got {k.shape[:2]}.")
+    if seq_start is not None:
+        check_integers("seq_start", seq_start, (B,), q, highest=k.shape[1])
     scale = 1 / math.sqrt(D) if softmax_scale is None else softmax_scale
     check_window(window_size)
     bound = check_pruning(log_pruning_tolerance, logit_bound, B, H, q)

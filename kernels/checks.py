@@ -115,6 +115,8 @@ def check_integers(name: str, x: Tensor, shape: tuple[int, ...], q: Tensor, high
 
 def check_cu_seqlens(which: str, x: Tensor, sequences: int, y: Tensor, longest: int) -> None:
     total = y.shape[0]
+    if longest is None:
+        raise ValueError(f"max_seqlen_{which} must be the largest length, an int, but got None.")
     check_integers(f"cu_seqlens_{which}", x, (sequences + 1,), y, highest=total)
     if not _readable(x):
         return
@@ -196,6 +198,8 @@ def check_appended(
     """
     B, S, H_kv, D = k_cache.shape
     filled: list[int] | None = None
+    if isinstance(cache_seqlens, int) and not 0 <= cache_seqlens <= S:
+        raise ValueError(f"cache_seqlens must lie in [0, {S}], but got {cache_seqlens}.")
     if not isinstance(cache_seqlens, Tensor):
         filled = [S if cache_seqlens is None else cache_seqlens] * B
     else:
@@ -209,6 +213,12 @@ def check_appended(
         raise ValueError(f"k, v and log_f are appended together, but got only {given}.")
     if cache_seqlens is None:
         raise ValueError("cache_seqlens must say how many slots are filled when k is appended.")
+    for name, x in (("k", k), ("v", v)):
+        if x.dtype not in DTYPES or x.device != k_cache.device:
+            raise ValueError(
+                f"{name} must hold floats on {k_cache.device} like the cache, "
+                f"but got {x.dtype} on {x.device}."
+            )
     T_new = k.shape[1]
     if k.shape != v.shape or tuple(k.shape) != (B, T_new, H_kv, D):
         raise ValueError(

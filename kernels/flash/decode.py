@@ -47,7 +47,7 @@ def _append(
     block = pid % (gate_blocks + copy_blocks)
     slot = tl.load(filled + b).to(tl.int64)
     # What does not fit is dropped: the host cannot see it, and memory behind is not the cache's.
-    fitting = tl.minimum(S - slot, T)
+    fitting = tl.where(slot < 0, 0, tl.minimum(S - slot, T))
     if block < gate_blocks:
         silent = slot * 0
         if seq_start is not None:
@@ -55,7 +55,7 @@ def _append(
         h = block * HEADS + tl.arange(0, HEADS).to(tl.int64)[None, :]
         _append_gates(
             lambda_cache + b * l_b + slot * l_s + h * l_h, l_s, log_f + b * f_b + h * f_h, f_t,
-            h < H, h < tl.where(slot > 0, H, 0), silent, fitting, TOKENS,
+            h < H, h < tl.where((slot > 0) & (slot <= S), H, 0), silent, fitting, TOKENS,
         )  # fmt: skip
     else:
         row = (block - gate_blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)

@@ -161,7 +161,7 @@ def forward(
     B, T, H, D = q.shape
     T_k, H_kv = k.shape[1:3]
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    lse = torch.empty(B, H, T, device=q.device)
+    lse = torch.empty(B, H, T, dtype=torch.float32, device=q.device)
     tiles = triton.cdiv(batch.rows, tile.rows)
     members = H * batch.sequences
     with on_device(q):

@@ -18,7 +18,7 @@ from fox.kernels.flash.tuning import Tile
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
-# More than any running gate may fall between two tokens without a reset; see gates.RESET_JUMP.
+# What falls further is behind a reset, or as good as that; see gates.RESET_JUMP.
 RESET_FALL = tl.constexpr(-8192.0)
 
 # Arguments that change from call to call. Triton would compile again for each that is 1 or becomes
@@ -32,7 +32,7 @@ class Batch(NamedTuple):
     Args:
         sequences: how many.
         rows, keys: of the longest; of each, without cumulative lengths.
-        seq_start: (B,) integer, keys before it are invisible; None without cumulative lengths.
+        seq_start: (B,) integer, keys before it are invisible; None with cumulative lengths.
         cu_q, cu_k: (sequences + 1,) integer, or None.
     """
 
@@ -71,9 +71,7 @@ def last_contiguous(x: Tensor) -> Tensor:
 
 def precision(x: Tensor) -> str:
     """float32 inputs are never rounded to TF32: tensor cores take them in three TF32 products."""
-    if x.dtype != torch.float32:
-        return "tf32"  # says nothing about 16-bit inputs
-    return "ieee" if torch.version.hip else "tf32x3"
+    return "tf32x3" if x.dtype == torch.float32 and not torch.version.hip else "ieee"
 
 
 @cache

@@ -76,9 +76,10 @@ def flash_forward(
 
     B, T, H, D = q.shape
     plan = choose_plan(D, q.dtype, q.device)
-    if not q.numel():
+    if not q.numel() or not k.numel():  # no row sees a key
         key_start = q.new_zeros(B, H, batch.units(T, plan.unit), dtype=torch.int32)
-        return torch.empty_like(q), q.new_empty(B, H, T, dtype=torch.float32), running, key_start
+        lse = q.new_full((B, H, T), -math.inf, dtype=torch.float32)
+        return q.new_zeros(q.shape), lse, running, key_start
     q, k, v = (last_contiguous(x) for x in (q, k, v))
     key_start = key_starts(
         q, k, running, batch, plan.unit, softmax_scale,
@@ -139,8 +140,8 @@ def flash_attention_backward(
     from fox.kernels.flash.layout import last_contiguous
     from fox.kernels.flash.ranges import split_gates
 
-    if not q.numel():
-        dq, dk, dv, d_log_f = (torch.zeros_like(x) for x in (q, k, v, log_f))
+    if not q.numel() or not k.numel():
+        dq, dk, dv, d_log_f = (x.new_zeros(x.shape) for x in (q, k, v, log_f))
         return dq, dk, dv, d_log_f
     batch = _batch(q, k, seq_start, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
     plan = choose_plan(q.shape[-1], q.dtype, q.device)
@@ -151,7 +152,7 @@ def flash_attention_backward(
         d_out, d_lse, q, k, v, out, lse, gates, key_start, batch, plan, softmax_scale, window_size
     )
     d_log_f = log_gate_gradient(d_lambda, log_f, seq_start, cu_seqlens_k)
-    return dq, dk, dv, d_log_f.to(log_f.dtype, memory_format=torch.contiguous_format)
+    return dq, dk, dv, d_log_f.to(log_f.dtype).contiguous()
 
 
 @flash_attention_backward.register_fake
@@ -264,8 +265,10 @@ def _batch(
 ) -> "Batch":
     from fox.kernels.flash.layout import Batch, packed
 
-    if cu_q is None or max_q is None or max_k is None:
+    if cu_q is None:
         return Batch(q.shape[0], q.shape[1], k.shape[1], packed(seq_start), None, None)
+    assert max_q is not None
+    assert max_k is not None
     return Batch(cu_q.shape[0] - 1, max_q, max_k, None, packed(cu_q), packed(cu_k))
 
 

@@ -158,7 +158,9 @@ def split_gates(running: Tensor, keys: int, batch: Batch) -> tuple[Tensor, Tenso
         -inf for keys before seq_start.
     """
     B, H, T_k = running.shape
-    high, low, bias = (torch.empty(B, H, T_k, device=running.device) for _ in range(3))
+    high, low, bias = (
+        torch.empty(B, H, T_k, dtype=torch.float32, device=running.device) for _ in range(3)
+    )
     tiles = triton.cdiv(batch.keys, keys)
     with on_device(running):
         _split_gates[(tiles * H * batch.sequences,)](

@@ -91,7 +91,7 @@ CANDIDATES = {
 }  # fmt: skip
 
 # Where tune remembers what it found.
-MEMORY = Path.home() / ".cache" / "fox" / "tiles.json"
+MEMORY = Path(os.path.expanduser("~/.cache/fox/tiles.json"))
 
 
 def choose_plan(D: int, dtype: torch.dtype, device: torch.device) -> Plan:

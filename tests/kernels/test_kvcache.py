@@ -156,3 +156,18 @@ def test_a_single_row_reads_live_slots_only(random_inputs: Inputs, start: list[i
     got = forgetting_attention_with_kvcache(q[:, 399:], *cache, *late, 399, **options)
     want = forgetting_attention(*inputs, seq_start=seq_start)[:, 399:]
     torch.testing.assert_close(got, want, **CLOSE)
+
+
+@pytest.mark.parametrize("filled", [-1, 21])
+def test_a_length_outside_the_cache_is_named(random_inputs: Inputs, filled: int) -> None:
+    q, k, v, log_f = random_inputs(2)
+    with pytest.raises(ValueError, match=rf"cache_seqlens must lie in \[0, 20\], but got {filled}"):
+        forgetting_attention_with_kvcache(q, *empty_cache(k, log_f, 20), k, v, log_f, filled)
+
+
+def test_a_cache_of_another_batch_or_keys_of_another_kind_are_named(random_inputs: Inputs) -> None:
+    q, k, v, log_f = random_inputs(2)
+    with pytest.raises(ValueError, match="the cache must have the batch size of q, 1, but got 2"):
+        forgetting_attention_with_kvcache(q[:1], *empty_cache(k, log_f, 20), cache_seqlens=2)
+    with pytest.raises(ValueError, match=r"k must hold floats on cpu .* got torch.int32"):
+        forgetting_attention_with_kvcache(q, *empty_cache(k, log_f, 20), k.int(), v, log_f, 0)

@@ -28,6 +28,8 @@ def test_the_ops_keep_the_contract_of_torch(
     ]
     start = torch.tensor([0, 3], device=device)
     bound = torch.ones(2, 4, dtype=torch.float64, device=device)
+    inputs[3] = inputs[3].detach().to(torch.float64 if dtype == torch.float32 else dtype)
+    inputs[3].requires_grad_()
     options = (0.3, 25, start, None, None, None, None, -9.0, bound)
     torch.library.opcheck(flash_attention, (*inputs, *options))
     with torch.no_grad():
@@ -148,6 +150,37 @@ def test_what_flash_does_not_compute_is_refused_with_who_does(
     wide = [x.to(device) for x in random_inputs(5, D=257)]
     with pytest.raises(ValueError, match=r'up to 256, but got D = 257; backend "blocked" takes'):
         forgetting_attention(*wide, backend="flash")
+
+
+def test_the_default_dtype_changes_nothing(random_inputs: Inputs, device: torch.device) -> None:
+    inputs = [x.to(device).requires_grad_() for x in random_inputs(40)]
+
+    def run() -> list[Tensor]:
+        out, lse = forgetting_attention(*inputs, return_lse=True, backend="flash")
+        return [out, lse, *torch.autograd.grad(out.square().sum(), inputs)]
+
+    want = run()
+    torch.set_default_dtype(torch.float16)
+    try:
+        got = run()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(got, want, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_sequences_without_keys_see_nothing(device: torch.device) -> None:
+    q = torch.randn(5, 2, 16, device=device, requires_grad=True)
+    k = torch.zeros(0, 2, 16, device=device, requires_grad=True)
+    log_f = torch.zeros(0, 2, device=device, requires_grad=True)
+    cu = [torch.tensor(x, dtype=torch.int32, device=device) for x in ([0, 5], [0, 0])]
+    out, lse = api.forgetting_attention_varlen(
+        q, k, k, log_f, *cu, 5, 0, return_lse=True, log_pruning_tolerance=-9.0, backend="flash"
+    )
+    out.sum().backward()
+    assert (out == 0).all()
+    assert (lse == -torch.inf).all()
+    assert (q.grad == 0).all()
 
 
 @pytest.mark.parametrize("gates", ["mixed", "steep resets"])
