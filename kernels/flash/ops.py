@@ -1,4 +1,4 @@
-"""The flash backend as PyTorch sees it: two custom ops; triton is imported when they run.
+"""The flash backend as PyTorch sees it: custom ops; triton is imported when they run.
 
 Legend: B batch, T query rows, T_k keys, H query heads, H_kv key heads, D head size.
 """
