@@ -41,6 +41,7 @@ class FoxConfig:
         num_hidden_layers: number of blocks.
         num_heads: query heads H; a divisor of hidden_size.
         num_kv_heads: key and value heads (GQA); a divisor of num_heads, and num_heads if None.
+        qkv_bias: the projections to queries, keys and values have a bias.
         hidden_ratio: MLP width over hidden_size before the factor 2/3 of gated MLPs.
         intermediate_size: MLP width; from hidden_ratio, rounded up to 256, if None.
         hidden_act: activation of the MLP's gate: "swish" (SwiGLU) or "sigmoid" (GLU).
@@ -75,6 +76,7 @@ class FoxConfig:
     num_hidden_layers: int
     num_heads: int
     num_kv_heads: int | None = None
+    qkv_bias: bool = False
     hidden_ratio: float = 4.0
     intermediate_size: int | None = None
     hidden_act: Literal["swish", "sigmoid"] = "swish"
