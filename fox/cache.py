@@ -1,24 +1,175 @@
 """FoxCache: what a model must remember of the tokens it has read.
 
-Legend: B batch, S slots, H query heads, K key and value heads, D head size.
+Legend: B batch, T tokens of a chunk, S slots, H query heads, K key and value heads, D head size.
 """
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from fox.config import FoxConfig
+from fox.kernels import forgetting_attention_with_kvcache
+from fox.tail import Tail
+
+Rows = TypeVar("Rows", bound="LayerCache")
 
 
-class LayerCache:
-    """Decode state of one attention layer; buffers grow by doubling, and `length` slots are in use.
+class LayerCache(ABC):
+    """Decode state of one attention layer; made by ForgettingAttention.new_cache.
+
+    Rows may hold different numbers of tokens: padding is never stored.
 
     Attributes:
-        length: tokens held.
-        k, v: (B, S, K, D), as attention uses them: after shift, norm and rotation.
-        lambda_: (B, S, H) float64, the running log gate up to each token, so that no step sums
-            gates again.
-        k_shift, v_shift: (B, K, D), the last projected row before mixing; None without shift or
-            before the first token.
+        lengths: tokens read so far in each row.
+        floor: the length below which a row cannot be cropped any more.
+        rollback: how many tokens a crop can always take back.
+        max_length: the most tokens that a row may get; None for no limit.
+        k_rows, v_rows: the last projected rows (B, K, D) before the token shift; None without.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        *,
+        max_length: int | None,
+        rollback: int,
+        k_rows: Tail | None,
+        v_rows: Tail | None,
+    ) -> None:
+        self.lengths = [0] * batch_size
+        self.floor = [0] * batch_size
+        self.rollback = rollback
+        self.max_length = max_length
+        self.k_rows = k_rows
+        self.v_rows = v_rows
+
+    @abstractmethod
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        log_f: Tensor,
+        tokens: Sequence[int],
+        log_pruning_tolerance: float | None,
+        logit_bound: Tensor | None,
+        backend: str | None,
+    ) -> Tensor:
+        """Appends the last tokens[b] of each row and lets them see all: (B, T, H, D).
+
+        Args:
+            q: (B, T, H, D). k, v: (B, T, K, D). log_f: (B, T, H).
+            tokens: of each row, at most T; what stands before them is padding.
+            log_pruning_tolerance, logit_bound, backend: as in fox.kernels.forgetting_attention.
+        """
+
+    @abstractmethod
+    def kept(self) -> Tensor:
+        """(B, K) int64, the tokens whose key and value are still there."""
+
+    @abstractmethod
+    def _select(self: Rows, chosen: Rows, index: Tensor) -> None:
+        """Gives `chosen`, a copy of self, the stored tokens of the rows at `index`."""
+
+    @abstractmethod
+    def _crop(self, lengths: list[int]) -> None:
+        """Drops the stored tokens from lengths[b] on; self.lengths is still the old one."""
+
+    @abstractmethod
+    def _join(self: Rows, others: Sequence[Rows]) -> None:
+        """Appends the stored tokens of the others' rows to one's own."""
+
+    def reserve(self, tokens: int) -> None:
+        """Makes room for that many more tokens in each row.
+
+        Raises:
+            ValueError: that would be more than max_length.
+        """
+        held = max(self.lengths, default=0)
+        if self.max_length is not None and held + tokens > self.max_length:
+            raise ValueError(
+                f"the cache was made for max_length = {self.max_length} tokens, but {held} held "
+                f"and {tokens} new ones are {held + tokens}; make a longer one, or shorten the text"
+            )
+
+    def advance(self, tokens: Sequence[int]) -> None:
+        """Counts new tokens, after they have been stored."""
+        self.lengths = [n + new for n, new in zip(self.lengths, tokens, strict=True)]
+        if self.limited:
+            ends = zip(self.floor, self.lengths, strict=True)
+            self.floor = [max(floor, n - self.rollback) for floor, n in ends]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return next(x.device for x in vars(self).values() if isinstance(x, Tensor))
+
+    @property
+    def limited(self) -> bool:
+        """Whether a crop finds only the last `rollback` tokens."""
+        return self.k_rows is not None or self.v_rows is not None
+
+    def positions(self, T: int, tokens: Sequence[int], device: torch.device) -> Tensor:
+        """(B, T) int64, the place of each token in its row's text; below it in padding."""
+        first = [n - (T - new) for n, new in zip(self.lengths, tokens, strict=True)]
+        return torch.tensor(first, device=device)[:, None] + torch.arange(T, device=device)
+
+    def select(self: Rows, index: Tensor) -> Rows:
+        """A new cache of the rows at these places of the batch."""
+        chosen = copy.copy(self)
+        for name in ("k_rows", "v_rows"):
+            tail = getattr(self, name)
+            setattr(chosen, name, tail and tail.select(index))
+        chosen.lengths = [self.lengths[b] for b in index.tolist()]
+        chosen.floor = [self.floor[b] for b in index.tolist()]
+        self._select(chosen, index)
+        return chosen
+
+    def crop(self, lengths: list[int]) -> None:
+        """Forgets the tokens from lengths[b] on, as if they had not been read."""
+        dropped = [held - n for held, n in zip(self.lengths, lengths, strict=True)]
+        for tail in (self.k_rows, self.v_rows):
+            if tail is not None:
+                tail.crop(dropped)
+        self._crop(lengths)
+        self.lengths = lengths
+
+    def join(self: Rows, others: Sequence[Rows]) -> Rows:
+        """A new cache of one's own rows and then the others'."""
+        joined = self.select(torch.arange(len(self.lengths), device=self.device))
+        for name in ("k_rows", "v_rows"):
+            tails = [getattr(cache, name) for cache in (self, *others)]
+            setattr(joined, name, tails[0] and Tail.cat(tails))
+        joined._join(others)
+        joined.lengths = [n for cache in (self, *others) for n in cache.lengths]
+        joined.floor = [n for cache in (self, *others) for n in cache.floor]
+        return joined
+
+    def to(self: Rows, device: torch.device) -> Rows:
+        """The same state on a device; memory that is there already is shared."""
+        moved = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, (Tensor, Tail)):
+                setattr(moved, name, value.to(device))
+        return moved
+
+    def bytes(self) -> int:
+        """Bytes allocated."""
+        held = [x.rows if isinstance(x, Tail) else x for x in vars(self).values()]
+        return sum(x.numel() * x.element_size() for x in held if isinstance(x, Tensor))
+
+
+class SlotCache(LayerCache):
+    """Every key and value, in one buffer that grows by doubling.
+
+    Attributes:
+        k, v: (B, K, S, D), as attention uses them: after shift, norm and rotation.
+        lambda_: (B, H, S) float64, the running log gate up to each token, so that no step sums
+            gates again and position 1e6 is as exact as position 10.
     """
 
     def __init__(
@@ -30,57 +181,258 @@ class LayerCache:
         *,
         dtype: torch.dtype,
         device: torch.device,
+        max_length: int | None,
+        rollback: int,
+        k_rows: Tail | None,
+        v_rows: Tail | None,
     ) -> None:
-        self.length = 0
-        self.k = torch.empty(batch_size, 0, num_kv_heads, head_dim, dtype=dtype, device=device)
+        super().__init__(
+            batch_size, max_length=max_length, rollback=rollback, k_rows=k_rows, v_rows=v_rows
+        )
+        slots = max_length or 0
+        self.k = torch.empty(batch_size, num_kv_heads, slots, head_dim, dtype=dtype, device=device)
         self.v = torch.empty_like(self.k)
-        self.lambda_ = torch.empty(batch_size, 0, num_heads, dtype=torch.float64, device=device)
-        self.k_shift: Tensor | None = None
-        self.v_shift: Tensor | None = None
+        self.lambda_ = torch.empty(batch_size, num_heads, slots, dtype=torch.float64, device=device)
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        log_f: Tensor,
+        tokens: Sequence[int],
+        log_pruning_tolerance: float | None,
+        logit_bound: Tensor | None,
+        backend: str | None,
+    ) -> Tensor:
+        T = q.shape[1]
+        self._make_room(max(tokens, default=0))
+        rest: dict[str, Any] = {"logit_bound": logit_bound, "backend": backend}
+        rest |= {"log_pruning_tolerance": log_pruning_tolerance}
+        held = (self.k.transpose(1, 2), self.v.transpose(1, 2), self.lambda_.transpose(1, 2))
+        if min(tokens, default=T) == T:
+            alike = len(set(self.lengths)) <= 1
+            filled = self.lengths[0] if alike and self.lengths else self._lengths_tensor()
+            out = forgetting_attention_with_kvcache(q, *held, k, v, log_f, filled, **rest)
+        else:  # Padded chunks are rare: each row goes alone, so that padding is never stored.
+            out = torch.zeros_like(q)
+            for b, new in enumerate(tokens):
+                row, last = slice(b, b + 1), slice(T - new, T)
+                if new:
+                    out[row, last] = forgetting_attention_with_kvcache(
+                        q[row, last],
+                        *(x[row] for x in held),
+                        k[row, last],
+                        v[row, last],
+                        log_f[row, last],
+                        self.lengths[b],
+                        **rest,
+                    )
+        self.advance(tokens)
+        return out
 
     def reserve(self, tokens: int) -> None:
-        """Makes room for that many more tokens."""
-        needed, slots = self.length + tokens, self.k.shape[1]
-        if needed > slots:
-            slots = max(needed, 2 * slots, 64)
-            self.k, self.v, self.lambda_ = (
-                self._grown(buffer, slots) for buffer in (self.k, self.v, self.lambda_)
-            )
+        super().reserve(tokens)
+        needed = max(self.lengths, default=0) + tokens
+        if needed > self.k.shape[2]:
+            self._resize(needed)
 
-    def _grown(self, buffer: Tensor, slots: int) -> Tensor:
-        grown = buffer.new_zeros(buffer.shape[0], slots, *buffer.shape[2:])
-        grown[:, : self.length] = buffer[:, : self.length]
-        return grown
+    def _make_room(self, tokens: int) -> None:
+        super().reserve(tokens)
+        needed, slots = max(self.lengths, default=0) + tokens, self.k.shape[2]
+        if needed > slots:
+            self._resize(max(needed, 2 * slots, 64))
+
+    def _resize(self, slots: int) -> None:
+        held = max(self.lengths, default=0)
+        for name in ("k", "v", "lambda_"):
+            old = getattr(self, name)
+            new = old.new_empty(*old.shape[:2], slots, *old.shape[3:])
+            new[:, :, :held] = old[:, :, :held]
+            setattr(self, name, new)
+
+    def _lengths_tensor(self) -> Tensor:
+        return torch.tensor(self.lengths, device=self.k.device)
+
+    def kept(self) -> Tensor:
+        return torch.tensor(self.lengths)[:, None].repeat(1, self.k.shape[1])
+
+    def _select(self, chosen: "SlotCache", index: Tensor) -> None:
+        held = max(self.lengths, default=0)
+        for name in ("k", "v", "lambda_"):
+            old = getattr(self, name)
+            new = old.new_empty(len(index), *old.shape[1:])
+            new[:, :, :held] = old[:, :, :held][index]
+            setattr(chosen, name, new)
+
+    def _crop(self, lengths: list[int]) -> None:
+        pass  # slots from a row's length on are never read
+
+    def _join(self, others: Sequence["SlotCache"]) -> None:
+        self._resize(max(cache.k.shape[2] for cache in (self, *others)))
+        for name in ("k", "v", "lambda_"):
+            parts = [getattr(self, name)]
+            for other in others:
+                part = getattr(other, name)
+                held = max(other.lengths, default=0)
+                parts.append(part.new_empty(len(part), *parts[0].shape[1:]))
+                parts[-1][:, :, :held] = part[:, :, :held]
+            setattr(self, name, torch.cat(parts))
+
+
+@dataclass(frozen=True)
+class CacheReport:
+    """What a cache holds.
+
+    Attributes:
+        lengths: tokens read in each row.
+        kept: (layers, B, K) int64, tokens whose key and value are still there.
+        bytes: allocated by the cache.
+        evicts: whether keys that can matter no more are dropped.
+    """
+
+    lengths: list[int]
+    kept: Tensor
+    bytes: int
+    evicts: bool
+
+    def __str__(self) -> str:
+        read = max(sum(self.lengths), 1)
+        lines = [
+            f"{len(self.lengths)} rows of at most {max(self.lengths, default=0)} tokens, "
+            f"{self.bytes / 2**20:.1f} MiB, {'evicting' if self.evicts else 'keeping all'}"
+        ]
+        for layer, kept in enumerate(self.kept.sum(1).tolist()):
+            share = " ".join(f"{tokens / read:4.0%}" for tokens in kept)
+            lines.append(f"layer {layer:3d}: {share} of the tokens kept, by key head")
+        return "\n".join(lines)
 
 
 class FoxCache:
     """Decode state of a model: pass it to every call, and each call continues the text.
 
-    Args:
-        config: of the model.
-        batch_size: rows, the same in every call.
-        dtype: of keys and values: the dtype in which the model computes.
-        device: of the model.
+    Made by `model.new_cache(batch_size)`. Rows may hold different numbers of tokens.
 
     Attributes:
-        layers: one LayerCache per block.
-        seq_start: (B,) int64, padding tokens on the left of each row; None without padding.
+        layers: one LayerCache per attention layer.
     """
 
-    def __init__(
-        self, config: FoxConfig, batch_size: int, *, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        kv_heads = config.num_kv_heads or config.num_heads
-        self.layers = [
-            LayerCache(
-                batch_size, config.num_heads, kv_heads, config.head_dim, dtype=dtype, device=device
-            )
-            for _ in range(config.num_hidden_layers)
-        ]
-        self.batch_size = batch_size
-        self.seq_start: Tensor | None = None
+    def __init__(self, layers: Sequence[LayerCache]) -> None:
+        self.layers = list(layers)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens read in each row, without padding."""
+        return list(self.layers[0].lengths)
 
     @property
     def length(self) -> int:
-        """Tokens held, padding included."""
-        return self.layers[0].length
+        """Tokens read in the longest row."""
+        return max(self.layers[0].lengths, default=0)
+
+    @property
+    def batch_size(self) -> int:
+        """Rows, the same in every call."""
+        return len(self.layers[0].lengths)
+
+    @property
+    def max_length(self) -> int | None:
+        """The most tokens that a row may get; None for no limit."""
+        return self.layers[0].max_length
+
+    @property
+    def evicts(self) -> bool:
+        """Whether keys that can matter no more are dropped."""
+        return any(not isinstance(layer, SlotCache) for layer in self.layers)
+
+    def reserve(self, tokens: int) -> None:
+        """Allocates room for that many more tokens in each row at once.
+
+        Raises:
+            ValueError: that would be more than max_length.
+        """
+        for layer in self.layers:
+            layer.reserve(tokens)
+
+    def reorder(self, index: Tensor) -> None:
+        """Row b becomes what row index[b] was, in place: beam search.
+
+        Args:
+            index: (B,) integer.
+        """
+        if len(index) != self.batch_size:
+            raise ValueError(
+                f"reorder expects one row number for each of the {self.batch_size} rows, "
+                f"but got {len(index)}; select makes a cache of another size"
+            )
+        if index.tolist() != list(range(self.batch_size)):
+            self.layers = self.select(index).layers
+
+    def select(self, rows: Tensor | Sequence[int]) -> "FoxCache":
+        """A new cache of the given rows, in that order; rows may repeat."""
+        index = torch.as_tensor(rows, dtype=torch.int64, device=self.layers[0].device)
+        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < self.batch_size:
+            raise ValueError(
+                f"rows must lie in [0, {self.batch_size - 1}], but got {index.tolist()}"
+            )
+        return FoxCache([layer.select(index) for layer in self.layers])
+
+    def repeat_interleave(self, repeats: int) -> "FoxCache":
+        """A new cache with each row `repeats` times, copies side by side."""
+        return self.select([b for b in range(self.batch_size) for _ in range(repeats)])
+
+    @staticmethod
+    def cat(caches: Sequence["FoxCache"]) -> "FoxCache":
+        """A new cache with the rows of several caches of one model, made with the same options."""
+        if not caches or len({c._kind() for c in caches}) != 1:
+            raise ValueError(
+                "FoxCache.cat expects caches of one model that were made with the same options, "
+                f"but got {len(caches)} of {len({c._kind() for c in caches})} kinds"
+            )
+        columns = zip(*(cache.layers for cache in caches), strict=True)
+        return FoxCache([column[0].join(column[1:]) for column in columns])
+
+    def _kind(self) -> tuple[object, ...]:
+        first = self.layers[0]
+        return (type(first), len(self.layers), first.rollback, first.max_length)
+
+    def crop(self, length: int | Sequence[int]) -> None:
+        """Forgets the tokens behind the first `length` of each row, as if never read.
+
+        Args:
+            length: tokens that stay in each row, one number or one per row; a negative number is
+                how many go.
+
+        Raises:
+            ValueError: a row is shorter, or the crop goes back further than the cache can: by more
+                than `rollback` tokens where there is a token shift or eviction.
+        """
+        held = self.lengths
+        wished = [length] * self.batch_size if isinstance(length, int) else list(length)
+        if len(wished) != self.batch_size:
+            raise ValueError(f"crop expects {self.batch_size} lengths, but got {len(wished)}")
+        kept = [n if n >= 0 else have + n for n, have in zip(wished, held, strict=True)]
+        for b, (n, have) in enumerate(zip(kept, held, strict=True)):
+            if not 0 <= n <= have:
+                raise ValueError(
+                    f"cannot crop row {b} to {wished[b]} tokens: the cache holds {have} of it"
+                )
+            floor = max(layer.floor[b] for layer in self.layers)
+            if n < floor:
+                raise ValueError(
+                    f"cannot crop row {b} to {n} tokens: of the tokens before {floor} the cache "
+                    "has forgotten what it needs for that; make it with a larger rollback (now "
+                    f"{self.layers[0].rollback}), or select a copy before reading on"
+                )
+        for layer in self.layers:
+            layer.crop(list(kept))
+
+    def to(self, device: str | torch.device) -> "FoxCache":
+        """The same state on a device; memory that is there already is shared."""
+        return FoxCache([layer.to(torch.device(device)) for layer in self.layers])
+
+    def report(self) -> CacheReport:
+        """Tokens kept per layer and head, and bytes."""
+        kept = torch.stack([layer.kept().cpu() for layer in self.layers])
+        used = sum(layer.bytes() for layer in self.layers)
+        return CacheReport(self.lengths, kept, used, self.evicts)

@@ -4,17 +4,19 @@ Legend: B batch, T time, C width, H query heads, K key and value heads, D head s
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from fox.cache import LayerCache
+from fox.cache import LayerCache, SlotCache
 from fox.config import FoxConfig
-from fox.kernels import forgetting_attention, forgetting_attention_with_kvcache
+from fox.kernels import forgetting_attention
 from fox.kernels.token_shift import token_shift
+from fox.pages import PagedCache
+from fox.tail import Tail
 
 QK_NORM_EPS = 1e-5
 
@@ -46,19 +48,18 @@ class HeadRMSNorm(nn.Module):
         scale = self.weight.float().view(-1, self.head_dim)
         return (F.rms_norm(x.float(), x.shape[-1:], eps=self.eps) * scale).to(x.dtype)
 
-    def largest_norm(self) -> Tensor:
-        """(H,), or (1,) if shared: no vector that leaves this norm is longer."""
-        largest_scale = self.weight.detach().float().view(-1, self.head_dim).abs().amax(-1)
-        return largest_scale * math.sqrt(self.head_dim)
+    def scales(self) -> Tensor:
+        """(H, D), or (1, D) if shared, float32: the factor on each channel, without gradient."""
+        return self.weight.detach().float().view(-1, self.head_dim)
 
 
 class TokenShiftLinear(nn.Module):
     """A projection to heads whose rows are mixed with the row before them."""
 
-    def __init__(self, dim: int, num_heads: int, head_dim: int) -> None:
+    def __init__(self, dim: int, num_heads: int, head_dim: int, *, bias: bool = False) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.linear = nn.Linear(dim, num_heads * head_dim, bias=False)
+        self.linear = nn.Linear(dim, num_heads * head_dim, bias=bias)
         self.shift_proj = nn.Linear(dim, num_heads, bias=False)
 
     def forward(
@@ -68,15 +69,18 @@ class TokenShiftLinear(nn.Module):
         starts: Tensor | None = None,
         padding: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(B, T, C) -> (B, T, H, D) and the state (B, H, D) for the next chunk.
+        """(B, T, C) -> (B, T, H, D), mixed and not mixed; the next chunk's state is the last row.
 
-        `starts` (B, T) is True where a document begins, `padding` (B, T) where there is no token.
+        `state` (B, H, D) stands before the first token of each row, `starts` (B, T) is True where a
+        document begins, `padding` (B, T) on the left, where there is no token.
         """
         y = rearrange(self.linear(x), "B T (H D) -> B T H D", H=self.num_heads)
+        state = None if state is None else state.to(y.dtype)
         if padding is not None:
-            y = y.masked_fill(padding[:, :, None, None], 0)
+            before = 0 if state is None else state.unsqueeze(1)
+            y = torch.where(padding[:, :, None, None], before, y)
         alpha = torch.sigmoid(linear_float32(x, self.shift_proj))
-        return token_shift(y, alpha, state, starts)
+        return token_shift(y, alpha, state, starts)[0], y
 
 
 class SwiGLU(nn.Module):
@@ -104,8 +108,7 @@ class ForgettingAttention(nn.Module):
 
     q, k, v = W x; k and v token-shifted; q and k normalised and rotated; then
     out = W_o (ogate_act(W_g x) * norm(forgetting_attention(q, k, v, logsigmoid(W_f x + b_f)))).
-    The parts that are off are left out. The arguments mean what they mean in FoxConfig; all
-    projections are without bias but the forget gate's.
+    The parts that are off are left out. The arguments mean what they mean in FoxConfig.
 
     Raises:
         ValueError: an argument is out of its range, or two do not fit together; in forward, the
@@ -134,6 +137,7 @@ class ForgettingAttention(nn.Module):
         ogate_act: Literal["sigmoid", "silu"] = "sigmoid",
         norm_eps: float = 1e-6,
         log_pruning_tolerance: float | None = None,
+        qkv_bias: bool = False,
     ) -> None:
         super().__init__()
         FoxConfig(  # for its checks
@@ -154,19 +158,21 @@ class ForgettingAttention(nn.Module):
         self.head_dim = head_dim = hidden_size // num_heads
         self.rope_base = rope_base if use_rope else None
         self.log_pruning_tolerance = log_pruning_tolerance
+        self.backend: str | None = None  # of the attention kernel; by device if None
 
         kv_dim = self.num_kv_heads * head_dim
-        self.q_proj = nn.Linear(hidden_size, num_heads * head_dim, bias=False)
+        self.q_proj = nn.Linear(hidden_size, num_heads * head_dim, bias=qkv_bias)
         self.k_proj: nn.Module
         self.v_proj: nn.Module
+        shape = (self.num_kv_heads, head_dim)
         if use_k_shift:
-            self.k_proj = TokenShiftLinear(hidden_size, self.num_kv_heads, head_dim)
+            self.k_proj = TokenShiftLinear(hidden_size, *shape, bias=qkv_bias)
         else:
-            self.k_proj = nn.Linear(hidden_size, kv_dim, bias=False)
+            self.k_proj = nn.Linear(hidden_size, kv_dim, bias=qkv_bias)
         if use_v_shift:
-            self.v_proj = TokenShiftLinear(hidden_size, self.num_kv_heads, head_dim)
+            self.v_proj = TokenShiftLinear(hidden_size, *shape, bias=qkv_bias)
         else:
-            self.v_proj = nn.Linear(hidden_size, kv_dim, bias=False)
+            self.v_proj = nn.Linear(hidden_size, kv_dim, bias=qkv_bias)
         self.o_proj = nn.Linear(num_heads * head_dim, hidden_size, bias=False)
 
         self.fgate_type = fgate_type
@@ -215,31 +221,39 @@ class ForgettingAttention(nn.Module):
 
         Args:
             x: (B, T, C), normalised by the block.
-            seq_start: (B,) int, the number of padding tokens on the left of each row, counted from
-                the first token of the sequence.
+            seq_start: (B,) int, the number of padding tokens on the left of each row of x.
             document_starts: (B, T) bool, True at the first token of each document; attention and
                 token shift do not reach across.
-            cache: decode state; x continues its tokens, and it is updated in place. Only
-                without gradients.
+            cache: decode state, from `new_cache`; x continues its tokens, and it is updated in
+                place. Only without gradients.
         """
-        past = cache.length if cache is not None else 0
+        B, T, _ = x.shape
+        if cache is not None and len(cache.lengths) != B:
+            raise ValueError(
+                f"the cache was made for {len(cache.lengths)} rows, but the text has {B}; "
+                f"make one with new_cache({B})"
+            )
         padding = None
         if seq_start is not None:
-            position = torch.arange(past, past + x.shape[1], device=x.device)
-            padding = position < seq_start[:, None]
+            padding = torch.arange(T, device=x.device) < seq_start[:, None]
+        tokens = [T] * B
+        if cache is not None and seq_start is not None:
+            tokens = [T - start for start in seq_start.tolist()]
 
         q = rearrange(self.q_proj(x), "B T (H D) -> B T H D", D=self.head_dim)
-        k_shift = v_shift = None
-        if cache is not None:
-            k_shift, v_shift = cache.k_shift, cache.v_shift
-        k, k_shift = self._project(self.k_proj, x, k_shift, document_starts, padding)
-        v, v_shift = self._project(self.v_proj, x, v_shift, document_starts, padding)
+        k_rows, v_rows = (None, None) if cache is None else (cache.k_rows, cache.v_rows)
+        k, k_new = self._project(self.k_proj, x, k_rows, document_starts, padding)
+        v, v_new = self._project(self.v_proj, x, v_rows, document_starts, padding)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rope_base is not None:
-            position = torch.arange(past, past + x.shape[1], device=x.device)[None]
-            if seq_start is not None:
-                position = (position - seq_start[:, None]).clamp(min=0)
+            if cache is not None:
+                position = cache.positions(T, tokens, x.device)
+            else:
+                position = torch.arange(T, device=x.device)[None]
+                if seq_start is not None:
+                    position = position - seq_start[:, None]
+            position = position.clamp(min=0)
             q, k = rotate(q, position, self.rope_base), rotate(k, position, self.rope_base)
 
         log_f = self.log_gates(x)
@@ -247,8 +261,10 @@ class ForgettingAttention(nn.Module):
             log_f = torch.zeros(q.shape[:3], device=x.device) if log_f is None else log_f
             log_f = log_f.masked_fill(document_starts[:, :, None], -math.inf)
         if cache is not None:
-            out = self._decode(q, k, v, log_f, seq_start, cache)
-            cache.k_shift, cache.v_shift = k_shift, v_shift
+            out = self._decode(q, k, v, log_f, tokens, cache)
+            for rows, new in ((k_rows, k_new), (v_rows, v_new)):
+                if rows is not None:
+                    rows.append(new, tokens)
         else:
             out = self._attend(q, k, v, log_f, seq_start)
 
@@ -273,13 +289,15 @@ class ForgettingAttention(nn.Module):
         self,
         projection: nn.Module,
         x: Tensor,
-        state: Tensor | None,
+        rows: Tail | None,
         starts: Tensor | None,
         padding: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor]:
         if isinstance(projection, TokenShiftLinear):
+            state = None if rows is None else rows.back(0)
             return projection(x, state, starts, padding)
-        return rearrange(projection(x), "B T (H D) -> B T H D", D=self.head_dim), None
+        y = rearrange(projection(x), "B T (H D) -> B T H D", D=self.head_dim)
+        return y, y
 
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, log_f: Tensor | None, seq_start: Tensor | None
@@ -298,7 +316,8 @@ class ForgettingAttention(nn.Module):
             log_f,
             seq_start=seq_start,
             log_pruning_tolerance=self.log_pruning_tolerance,
-            logit_bound=self.logit_bound(),
+            logit_bound=self._pruning_bound(),
+            backend=self.backend,
         )
         assert isinstance(out, Tensor)  # and no lse, which was not asked for
         return out
@@ -309,7 +328,7 @@ class ForgettingAttention(nn.Module):
         k: Tensor,
         v: Tensor,
         log_f: Tensor | None,
-        seq_start: Tensor | None,
+        tokens: list[int],
         cache: LayerCache,
     ) -> Tensor:
         if torch.is_grad_enabled() and q.requires_grad:
@@ -318,33 +337,69 @@ class ForgettingAttention(nn.Module):
             )
         if log_f is None:
             log_f = torch.zeros(q.shape[:3], device=q.device)
-        cache.reserve(k.shape[1])
-        out = forgetting_attention_with_kvcache(
-            q,
-            cache.k,
-            cache.v,
-            cache.lambda_,
-            k,
-            v,
-            log_f,
-            cache.length,
-            seq_start=seq_start,
-            log_pruning_tolerance=self.log_pruning_tolerance,
-            logit_bound=self.logit_bound(),
+        bound = self._pruning_bound()
+        return cache.attend(q, k, v, log_f, tokens, self.log_pruning_tolerance, bound, self.backend)
+
+    def new_cache(
+        self,
+        batch_size: int,
+        dtype: torch.dtype | None = None,
+        *,
+        max_length: int | None = None,
+        rollback: int = 32,
+        log_pruning_tolerance: float | None = None,
+        logit_cap: float | None = None,
+    ) -> LayerCache:
+        """An empty decode state; the arguments are those of FoxModel.new_cache."""
+        weight = self.q_proj.weight
+        dtype, device = dtype or weight.dtype, weight.device
+        shape = (batch_size, self.num_kv_heads, self.head_dim)
+
+        def tail(projection: nn.Module) -> Tail | None:
+            if not isinstance(projection, TokenShiftLinear):
+                return None
+            return Tail(torch.zeros(shape, dtype=dtype, device=device), rollback)
+
+        sizes = (batch_size, self.num_heads, self.num_kv_heads, self.head_dim)
+        rest: dict[str, Any] = {"dtype": dtype, "device": device, "max_length": max_length}
+        rest |= {"rollback": rollback}
+        rest |= {"k_rows": tail(self.k_proj), "v_rows": tail(self.v_proj)}
+        tolerance = log_pruning_tolerance
+        if tolerance is None:
+            tolerance = self.log_pruning_tolerance
+        bound, cap = self.logit_bound(), None
+        if bound is None and logit_cap is not None:
+            bound, cap = torch.full((self.num_heads,), logit_cap, device=device), logit_cap
+        if log_pruning_tolerance is not None and (bound is None or self.fgate_type == "none"):
+            raise ValueError(
+                "a cache drops keys by log_pruning_tolerance only where gates forget and a bound "
+                "of the logits is known: the model needs gates, and QK-norm or a logit_cap"
+            )
+        if tolerance is None or bound is None or self.fgate_type == "none":
+            return SlotCache(*sizes, **rest)
+        return PagedCache(
+            *sizes, **rest, log_pruning_tolerance=tolerance, logit_bound=bound, logit_cap=cap
         )
-        cache.length += k.shape[1]
-        return out
+
+    def _pruning_bound(self) -> Tensor | None:
+        return None if self.log_pruning_tolerance is None else self.logit_bound()
 
     def logit_bound(self) -> Tensor | None:
-        """(H,), an upper bound of |<q, k>| / sqrt(D) from the QK-norm's scales; None without it."""
-        if self.q_norm is None or self.k_norm is None or self.log_pruning_tolerance is None:
+        """(H,), an upper bound of |<q, k>| / sqrt(D) from the QK-norm's scales; None without it.
+
+        Normalised vectors u, w have norm sqrt(D) at most: |<a u, b w>| <= D max_c |a_c b_c|. A
+        rotation mixes channels r and r + D/2: there the larger scale of the pair stands for both.
+        """
+        if self.q_norm is None or self.k_norm is None:
             return None
-        group = self.num_heads // self.num_kv_heads
-        q_norm, k_norm = self.q_norm.largest_norm(), self.k_norm.largest_norm()
-        if k_norm.numel() > 1:
-            k_norm = k_norm.repeat_interleave(group)
+        a, b = self.q_norm.scales().abs(), self.k_norm.scales().abs()
+        if len(b) > 1:
+            b = b.repeat_interleave(self.num_heads // self.num_kv_heads, dim=0)
+        if self.rope_base is not None:
+            a, b = (x.view(-1, 2, self.head_dim // 2).amax(1) for x in (a, b))
         # The margin covers the rounding of q and k to bfloat16, the coarsest input.
-        return (q_norm * k_norm / math.sqrt(self.head_dim) * (1 + 2**-7)).expand(self.num_heads)
+        largest = (a * b).amax(-1) * math.sqrt(self.head_dim) * (1 + 2**-7)
+        return largest.expand(self.num_heads)
 
 
 def linear_float32(x: Tensor, layer: nn.Linear) -> Tensor:

@@ -6,7 +6,7 @@ Legend: B batch, T time, C width, V vocabulary.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +57,7 @@ class Block(nn.Module):
             ogate_act=config.ogate_act,
             norm_eps=config.norm_eps,
             log_pruning_tolerance=config.log_pruning_tolerance,
+            qkv_bias=config.qkv_bias,
         )
         self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = SwiGLU(config.hidden_size, config.mlp_dim, config.hidden_act)
@@ -92,6 +93,8 @@ class FoxModel(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=self.config.initializer_range)
+                if getattr(module, "bias", None) is not None:
+                    nn.init.zeros_(module.bias)
             elif isinstance(module, RMSNorm | HeadRMSNorm):
                 nn.init.ones_(module.weight)
             elif isinstance(module, ForgettingAttention):
@@ -102,8 +105,9 @@ class FoxModel(nn.Module):
 
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         *,
+        inputs_embeds: Tensor | None = None,
         attention_mask: Tensor | None = None,
         document_starts: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
@@ -113,50 +117,42 @@ class FoxModel(nn.Module):
 
         Args:
             input_ids: (B, T) int64.
-            attention_mask: (B, T), 1 for tokens and 0 for padding, which may stand on the left of a
-                row, and on the right where there is no cache. Outputs at padding are arbitrary.
+            inputs_embeds: (B, T, C), in the place of input_ids and their embeddings.
+            attention_mask: (B, T), 1 for tokens and 0 for padding, which may stand on both sides of
+                a row; with a cache it is the mask of this chunk, and rows may have no token.
+                Outputs at padding are arbitrary.
             document_starts: (B, T) bool, True at the first token of each packed document: attention
                 and token shift do not reach across.
             cu_seqlens: (S + 1,) int, for one flat row (1, T): where documents begin, and T.
-            cache: decode state; input_ids continue its text, and it is updated in place. Only
-                without gradients.
+            cache: decode state from `new_cache`; the tokens continue its text, and it is updated in
+                place. Only without gradients.
 
         Raises:
-            ValueError: shapes do not fit, or the padding cannot be handled as asked.
+            ValueError: shapes do not fit, or the padding has holes.
         """
-        if input_ids.dim() != 2 or input_ids.dtype not in (torch.int64, torch.int32):
-            raise ValueError(
-                "input_ids must be whole numbers of shape (B, T), "
-                f"but got {input_ids.dtype} of shape {tuple(input_ids.shape)}"
-            )
+        x = self._embedded(input_ids, inputs_embeds)
+        B, T, _ = x.shape
         if cu_seqlens is not None:
-            if document_starts is not None or input_ids.shape[0] != 1:
+            if document_starts is not None or B != 1:
                 raise ValueError(
                     "cu_seqlens is for one flat row (1, T) and instead of document_starts, "
-                    f"but got input_ids {tuple(input_ids.shape)}"
+                    f"but got B = {B}"
                 )
-            T = input_ids.shape[1]
-            document_starts = torch.zeros(1, T + 1, dtype=torch.bool, device=input_ids.device)
+            document_starts = torch.zeros(1, T + 1, dtype=torch.bool, device=x.device)
             document_starts[0, cu_seqlens[:-1].long()] = True
             document_starts = document_starts[:, :T]  # an empty last document begins at T
-        if document_starts is not None and document_starts.shape != input_ids.shape:
+        if document_starts is not None and document_starts.shape != (B, T):
             raise ValueError(
-                f"document_starts must have the shape of input_ids, {tuple(input_ids.shape)}, "
+                f"document_starts must have the shape of the tokens, {(B, T)}, "
                 f"but got {tuple(document_starts.shape)}"
             )
-        if cache is not None and cache.batch_size != input_ids.shape[0]:
-            raise ValueError(
-                f"the cache was made for {cache.batch_size} rows, but input_ids has "
-                f"{input_ids.shape[0]}; make one with model.new_cache({input_ids.shape[0]})"
-            )
-        seq_start = None
+        seq_start = back = None
         if attention_mask is not None:
-            seq_start = left_padding(attention_mask, input_ids, cache)
-        if cache is not None:
-            if seq_start is not None:
-                cache.seq_start = seq_start
-            seq_start = cache.seq_start
-        x = self.embeddings(input_ids)
+            seq_start, end = padding_borders(attention_mask, (B, T))
+            if cache is not None:
+                # A cache counts tokens from the end of a chunk: padding goes to the left.
+                x, document_starts, back = aligned_right(x, document_starts, end)
+                seq_start = seq_start + T - end
         for i, layer in enumerate(self.layers):
             x = layer(
                 x,
@@ -164,7 +160,71 @@ class FoxModel(nn.Module):
                 document_starts=document_starts,
                 cache=None if cache is None else cache.layers[i],
             )
+        if back is not None:
+            x = x.gather(1, back.unsqueeze(-1).expand_as(x))
         return self.norm(x)
+
+    def _embedded(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        if input_ids is None and inputs_embeds is not None:
+            if inputs_embeds.dim() != 3 or inputs_embeds.shape[2] != self.config.hidden_size:
+                raise ValueError(
+                    f"inputs_embeds must have shape (B, T, C = {self.config.hidden_size}), "
+                    f"but got {tuple(inputs_embeds.shape)}"
+                )
+            return inputs_embeds
+        if input_ids is None or inputs_embeds is not None:
+            raise ValueError("expected either input_ids or inputs_embeds")
+        if input_ids.dim() != 2 or input_ids.dtype not in (torch.int64, torch.int32):
+            raise ValueError(
+                "input_ids must be whole numbers of shape (B, T), "
+                f"but got {input_ids.dtype} of shape {tuple(input_ids.shape)}"
+            )
+        return self.embeddings(input_ids)
+
+    def new_cache(
+        self,
+        batch_size: int,
+        dtype: torch.dtype | None = None,
+        *,
+        max_length: int | None = None,
+        rollback: int = 32,
+        log_pruning_tolerance: float | None = None,
+        logit_cap: float | None = None,
+    ) -> FoxCache:
+        """An empty decode state.
+
+        Where keys are forgotten by a log_pruning_tolerance and the logits are bounded, the cache
+        evicts: keys that can weigh no more in any later text leave it, head by head, and no row
+        loses more than exp(log_pruning_tolerance) of its attention. QK-norm bounds the logits by
+        its scales as they are now; without it `logit_cap` does. Otherwise every key stays.
+
+        Args:
+            batch_size: rows.
+            dtype: of keys and values; the weights' if None; under autocast pass its dtype.
+            max_length: tokens that a row may get at most. Memory for them is taken at once where
+                every key stays; more tokens raise. None grows by doubling without limit.
+            rollback: tokens that a crop can take back where there is a token shift or eviction.
+            log_pruning_tolerance: in the place of the model's, if not None.
+            logit_cap: for models without QK-norm, the caller's word that no query and key have
+                |q| |k| / sqrt(D) above it; checked for every token, and a breach raises.
+
+        Raises:
+            ValueError: log_pruning_tolerance is given, but nothing bounds the logits or nothing is
+                forgotten.
+        """
+        return FoxCache(
+            [
+                layer.attn.new_cache(
+                    batch_size,
+                    dtype,
+                    max_length=max_length,
+                    rollback=rollback,
+                    log_pruning_tolerance=log_pruning_tolerance,
+                    logit_cap=logit_cap,
+                )
+                for layer in self.layers
+            ]
+        )
 
 
 class FoxForCausalLM(nn.Module):
@@ -237,10 +297,11 @@ class FoxForCausalLM(nn.Module):
             loss = loss.view(labels.shape)
         return CausalLMOutput(logits, loss, cache)
 
-    def new_cache(self, batch_size: int, dtype: torch.dtype | None = None) -> FoxCache:
-        """An empty decode state, of the weights' dtype if None; under autocast pass its dtype."""
-        weight = self.model.embeddings.weight
-        return FoxCache(self.config, batch_size, dtype=dtype or weight.dtype, device=weight.device)
+    def new_cache(
+        self, batch_size: int, dtype: torch.dtype | None = None, **options: Any
+    ) -> FoxCache:
+        """An empty decode state; see FoxModel.new_cache."""
+        return self.model.new_cache(batch_size, dtype, **options)
 
     def generate(
         self,
@@ -281,27 +342,31 @@ class FoxForCausalLM(nn.Module):
         write_folder(self, Path(folder))
 
 
-def left_padding(attention_mask: Tensor, input_ids: Tensor, cache: FoxCache | None) -> Tensor:
-    """(B,) int64, the number of zeros that a mask begins with; raises if it is no padding."""
-    if cache is not None and cache.length:
+def padding_borders(attention_mask: Tensor, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """(B,) int64 each: where the run of ones of each row of a mask begins, and where it ends."""
+    if attention_mask.shape != shape:
         raise ValueError(
-            "the cache already holds the padding of its prompt: pass attention_mask with the "
-            "first chunk only"
-        )
-    if attention_mask.shape != input_ids.shape:
-        raise ValueError(
-            f"attention_mask must have the shape of input_ids, {tuple(input_ids.shape)}, "
+            f"attention_mask must have the shape of the tokens, {shape}, "
             f"but got {tuple(attention_mask.shape)}"
         )
     mask = attention_mask.bool()
-    start = mask.int().argmax(-1)
-    start = torch.where(mask.any(-1), start, mask.shape[1])
+    start = mask.int().argmax(-1) if shape[1] else mask.sum(-1)
+    start = torch.where(mask.any(-1), start, shape[1])
     end = start + mask.sum(-1)
-    position = torch.arange(mask.shape[1], device=mask.device)
+    position = torch.arange(shape[1], device=mask.device)
     if not torch.equal(mask, (position >= start[:, None]) & (position < end[:, None])):
         raise ValueError("attention_mask must be one run of ones in each row, but it has holes")
-    if cache is not None and bool((end < mask.shape[1]).any()):
-        raise ValueError(
-            "a cache cannot hold padding on the right of a prompt: pad the prompts on the left"
-        )
-    return start
+    return start, end
+
+
+def aligned_right(
+    x: Tensor, document_starts: Tensor | None, end: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Rows (B, T, C) rolled so that token end[b] - 1 is last, and the places (B, T) to undo it."""
+    T = x.shape[1]
+    position = torch.arange(T, device=x.device)
+    place = (position + end[:, None]) % max(T, 1)
+    if document_starts is not None:
+        document_starts = document_starts.gather(1, place)
+    x = x.gather(1, place.unsqueeze(-1).expand_as(x))
+    return x, document_starts, (position - end[:, None]) % max(T, 1)

@@ -7,11 +7,13 @@ from fox.kernels.api import (
     forgetting_attention_with_kvcache,
 )
 from fox.kernels.flash.tuning import tune
+from fox.kernels.paged import paged_attention
 
 __all__ = [
     "computed_share",
     "forgetting_attention",
     "forgetting_attention_varlen",
     "forgetting_attention_with_kvcache",
+    "paged_attention",
     "tune",
 ]

@@ -5,7 +5,6 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from fox import ForgettingAttention
-from fox.cache import LayerCache
 from fox.layers import HeadRMSNorm, RMSNorm, SwiGLU, rotate
 from fox.model import Block
 
@@ -84,10 +83,6 @@ def test_no_logit_passes_the_bound_of_the_qk_norm(num_kv_heads, shared):
     assert (logits.amax((0, 2, 3)) <= layer.logit_bound()).all()
 
 
-def test_without_a_tolerance_no_bound_is_computed():
-    assert ForgettingAttention(32, 4, qk_norm=True).logit_bound() is None
-
-
 @pytest.mark.parametrize("fgate_type", ["full", "none"])
 def test_a_block_compiles_without_a_graph_break(fox_pro, fgate_type):
     block = Block(fox_pro.config.replace(fgate_type=fgate_type))
@@ -134,7 +129,16 @@ def test_the_layer_refuses_what_does_not_fit(arguments, message):
 
 
 def test_a_cache_of_another_layer_is_refused():
-    layer = ForgettingAttention(32, 4)
-    cache = LayerCache(2, 4, 4, 4, dtype=torch.float32, device=torch.device("cpu"))
-    with torch.no_grad(), pytest.raises(ValueError, match="cache"):
-        layer(torch.randn(2, 5, 32), cache=cache)
+    layer, other = ForgettingAttention(32, 4), ForgettingAttention(16, 4)
+    with torch.no_grad(), pytest.raises(ValueError, match="k_cache must have the head size"):
+        layer(torch.randn(2, 5, 32), cache=other.new_cache(2))
+    with torch.no_grad(), pytest.raises(ValueError, match="made for 3 rows, but the text has 2"):
+        layer(torch.randn(2, 5, 32), cache=layer.new_cache(3))
+
+
+@torch.no_grad()
+def test_the_layer_decodes_by_itself():
+    layer, x = ForgettingAttention(32, 4, **PRO), torch.randn(2, 20, 32)
+    cache = layer.new_cache(2)
+    parts = [layer(chunk, cache=cache) for chunk in x.split([7, 1, 12], dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), layer(x), atol=1e-5, rtol=1e-5)
