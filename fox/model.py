@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fox.cache import FoxCache, LayerCache
 from fox.config import FoxConfig
@@ -78,7 +79,12 @@ class Block(nn.Module):
 
 
 class FoxModel(nn.Module):
-    """Token ids to features: embedding, blocks and the last norm."""
+    """Token ids to features: embedding, blocks and the last norm.
+
+    Attributes:
+        gradient_checkpointing: in training, keep only the input of each block, and compute what is
+            inside again for the gradients; False when made.
+    """
 
     def __init__(self, config: FoxConfig) -> None:
         super().__init__()
@@ -86,6 +92,7 @@ class FoxModel(nn.Module):
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.gradient_checkpointing = False
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -97,8 +104,8 @@ class FoxModel(nn.Module):
                     nn.init.zeros_(module.bias)
             elif isinstance(module, RMSNorm | HeadRMSNorm):
                 nn.init.ones_(module.weight)
-            elif isinstance(module, ForgettingAttention):
-                module.reset_fgate_bias()
+        for layer in self.layers:
+            layer.attn.reset_fgate_bias()
         if self.config.pad_token_id is not None:
             with torch.no_grad():
                 self.embeddings.weight[self.config.pad_token_id] = 0
@@ -154,12 +161,15 @@ class FoxModel(nn.Module):
                 x, document_starts, back = aligned_right(x, document_starts, end)
                 seq_start = seq_start + T - end
         for i, layer in enumerate(self.layers):
-            x = layer(
-                x,
-                seq_start=seq_start,
-                document_starts=document_starts,
-                cache=None if cache is None else cache.layers[i],
-            )
+            context = {
+                "seq_start": seq_start,
+                "document_starts": document_starts,
+                "cache": None if cache is None else cache.layers[i],
+            }
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(layer, x, use_reentrant=False, **context)
+            else:
+                x = layer(x, **context)
         if back is not None:
             x = x.gather(1, back.unsqueeze(-1).expand_as(x))
         return self.norm(x)
