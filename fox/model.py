@@ -5,6 +5,7 @@ Legend: B batch, T time, C width, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,8 +105,9 @@ class FoxModel(nn.Module):
                     nn.init.zeros_(module.bias)
             elif isinstance(module, RMSNorm | HeadRMSNorm):
                 nn.init.ones_(module.weight)
-        for layer in self.layers:
-            layer.attn.reset_fgate_bias()
+        for module in self.modules():  # after the projections, whose biases are now 0
+            if isinstance(module, ForgettingAttention):
+                module.reset_fgate_bias()
         if self.config.pad_token_id is not None:
             with torch.no_grad():
                 self.embeddings.weight[self.config.pad_token_id] = 0
@@ -161,15 +163,16 @@ class FoxModel(nn.Module):
                 x, document_starts, back = aligned_right(x, document_starts, end)
                 seq_start = seq_start + T - end
         for i, layer in enumerate(self.layers):
-            context = {
-                "seq_start": seq_start,
-                "document_starts": document_starts,
-                "cache": None if cache is None else cache.layers[i],
-            }
+            block = partial(
+                layer,
+                seq_start=seq_start,
+                document_starts=document_starts,
+                cache=None if cache is None else cache.layers[i],
+            )
             if self.gradient_checkpointing and self.training:
-                x = checkpoint(layer, x, use_reentrant=False, **context)
+                x = checkpoint(block, x, use_reentrant=False)
             else:
-                x = layer(x, **context)
+                x = block(x)
         if back is not None:
             x = x.gather(1, back.unsqueeze(-1).expand_as(x))
         return self.norm(x)
