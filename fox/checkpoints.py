@@ -1,10 +1,9 @@
-"""Checkpoints: folders in our and the official repository's format, and Lightning's files."""
+"""Checkpoints: folders in our, the official and fla's format, and Lightning's files."""
 
 import dataclasses
-import json
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -13,16 +12,42 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from fox.config import FoxConfig
-from fox.files import whole_file, write_json
+from fox.files import read_json, whole_file, write_json
+from fox.formats import (
+    FOX,
+    Format,
+    FormatName,
+    choose_format,
+    format_of,
+    read_config,
+    write_config,
+)
+from fox.mismatch import mismatch
 from fox.model import FoxForCausalLM
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
-MODEL_TYPE = "fox"
-OFFICIAL_FOX = "forgetting_transformer-project_fox"
-OFFICIAL_TRANSFORMER = "transformer-project_fox"
-_FIELDS = {field.name: field for field in dataclasses.fields(FoxConfig)}
-# Official fields that change results, with the only value that our models have.
-_OFFICIAL_ONLY = {"window_size": None, "attention_bias": False, "elementwise_affine": True}
+INDEX, PICKLED = "model.safetensors.index.json", "pytorch_model.bin"
+# A training module holds the model as `net`.
+_LIGHTNING = dataclasses.replace(FOX, names=lambda name: (f"net.{name}",))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What the files of a checkpoint hold, as they hold it.
+
+    Attributes:
+        path: of the folder or file.
+        layout: what its options and tensors are called.
+        config: of the model.
+        weights: name in the file -> tensor.
+        tokenizer: the text of tokenizer.json; None if there is none.
+    """
+
+    path: Path
+    layout: Format
+    config: FoxConfig
+    weights: dict[str, Tensor]
+    tokenizer: str | None
 
 
 def load_checkpoint(
@@ -31,103 +56,151 @@ def load_checkpoint(
     """Reads a model, in eval mode, and the tokenizer that it was trained with, if it is there.
 
     Args:
-        path: a folder with config.json, model.safetensors and, where there is one, tokenizer.json;
-            or a .ckpt file of `fox-train`.
+        path: a folder as in read_folder, with tokenizer.json where there is one; or a .ckpt file
+            of `fox-train`.
         device: where the model goes.
 
     Raises:
         ValueError: there is no checkpoint, or its config and weights do not fit together.
     """
-    path = Path(path)
-    if path.is_dir():
-        model = read_folder(path)
-        file = path / TOKENIZER
-        tokenizer = Tokenizer.from_file(str(file)) if file.is_file() else None
-    elif path.is_file():
-        model, tokenizer = _read_lightning(path)
-    else:
-        raise ValueError(f"no checkpoint at {path}: neither a folder nor a file is there")
-    return model.to(device).eval(), tokenizer
+    checkpoint = read_checkpoint(Path(path))
+    tokenizer = checkpoint.tokenizer and Tokenizer.from_str(checkpoint.tokenizer)
+    return build(checkpoint).to(device).eval(), tokenizer or None
 
 
 def read_folder(folder: Path) -> FoxForCausalLM:
-    """Reads config.json and model.safetensors; the weights keep the dtype of the file.
+    """Reads a model from config.json and its weights, which keep the dtype of the file.
+
+    The weights are model.safetensors, the shards that model.safetensors.index.json lists, or
+    pytorch_model.bin; the formats are those of fox.formats.
 
     Raises:
         ValueError: a file is missing or unreadable, the config asks for what our models do not
             have, or names or shapes differ from the config's model.
     """
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise ValueError(
-                f"{folder} is no checkpoint folder: expected {CONFIG} and {WEIGHTS}, "
-                f"but {name} is missing"
-            )
-    try:
-        config = read_config(json.loads((folder / CONFIG).read_text(encoding="utf-8")))
-        weights = load_file(folder / WEIGHTS)
-    except (json.JSONDecodeError, SafetensorError, ValueError) as error:
-        raise ValueError(f"cannot read the checkpoint {folder}: {error}") from error
-    return _build(config, weights, str(folder))
+    return build(_read_files(folder))
 
 
-def write_folder(model: FoxForCausalLM, folder: Path) -> None:
+def write_folder(model: FoxForCausalLM, folder: Path, format: FormatName = "fox") -> None:
     """Writes config.json and model.safetensors, each whole or not at all.
 
-    Weight names are the official ones; a tied output matrix is left out, as there.
-    """
-    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
-    if model.config.tie_word_embeddings:
-        del weights["lm_head.weight"]
-    config = {"model_type": MODEL_TYPE} | dataclasses.asdict(model.config)
-    with whole_file(folder / WEIGHTS) as path:
-        save_file(weights, path, metadata={"format": "pt"})
-    write_json(folder / CONFIG, config)
-
-
-def read_config(fields: dict[str, Any]) -> FoxConfig:
-    """A config.json, ours or official, as FoxConfig.
+    Args:
+        model: its weights are written in their dtype; a tied output matrix is left out.
+        folder: is made if need be.
+        format: "fox" (ours), "official" (the official repository's) or "fla"
+            (flash-linear-attention's).
 
     Raises:
-        ValueError: the model type is unknown, a field is missing, or one has a value that our
-            models do not offer.
+        ValueError: the format cannot express the model.
     """
-    model_type = fields.get("model_type")
-    if model_type == MODEL_TYPE:
-        unknown = sorted(fields.keys() - _FIELDS.keys() - {"model_type"})
-        if unknown:
-            raise ValueError(f"unknown fields in {CONFIG}: {', '.join(unknown)}")
-        known = {name: value for name, value in fields.items() if name in _FIELDS}
-    elif model_type in (OFFICIAL_FOX, OFFICIAL_TRANSFORMER):
-        for name, only in _OFFICIAL_ONLY.items():
-            if fields.get(name, only) != only:
-                raise ValueError(f"{name} = {fields[name]!r} is not supported, only {only!r}")
-        known = {name: value for name, value in fields.items() if name in _FIELDS}
-        if model_type == OFFICIAL_TRANSFORMER:
-            known = {"fgate_type": "none", "use_rope": True} | known
-        if not fields.get("fgate_bias_init"):
-            known |= {"decay_time_min": None, "decay_time_max": None}
-    else:
+    layout = choose_format(model.config, format)
+    weights: dict[str, Tensor] = {}
+    for name, value in own_weights(model).items():
+        parts = layout.names(name)
+        for part, rows in zip(parts, value.chunk(len(parts)), strict=True):
+            weights[part] = rows.contiguous() if len(parts) == 1 else rows.clone()
+    with whole_file(folder / WEIGHTS) as path:
+        save_file(weights, path, metadata={"format": "pt"})
+    write_json(folder / CONFIG, write_config(model.config, layout))
+
+
+def own_weights(model: FoxForCausalLM) -> dict[str, Tensor]:
+    """What a file of the model holds under our names: all but a tied output matrix."""
+    weights = model.state_dict()
+    if model.config.tie_word_embeddings:
+        del weights["lm_head.weight"]
+    return weights
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Reads a folder or a .ckpt file, without making a model of it.
+
+    Raises:
+        ValueError: there is no checkpoint, or it is unreadable.
+    """
+    if path.is_dir():
+        return _read_files(path)
+    if path.is_file():
+        return _read_lightning(path)
+    raise ValueError(f"no checkpoint at {path}: neither a folder nor a file is there")
+
+
+def build(checkpoint: Checkpoint) -> FoxForCausalLM:
+    """The model of a checkpoint, which shares the memory of its weights.
+
+    Raises:
+        ValueError: names or shapes of the weights are not those of the config's model.
+    """
+    config, layout, weights = checkpoint.config, checkpoint.layout, dict(checkpoint.weights)
+    with torch.device("meta"):
+        model = FoxForCausalLM(config)
+    expected = own_weights(model)
+    if config.tie_word_embeddings:
+        _drop_tied_copy(weights, layout)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, value in expected.items():
+        parts = layout.names(name)
+        shapes |= {part: (value.shape[0] // len(parts), *value.shape[1:]) for part in parts}
+    given = {name: tuple(value.shape) for name, value in weights.items()}
+    if wrong := mismatch(shapes, given, config.num_heads):
+        raise ValueError(f"the weights in {checkpoint.path} are not those of its config: {wrong}")
+    state = {}
+    for name in expected:
+        first, *others = (weights[part] for part in layout.names(name))
+        state[name] = torch.cat([first, *others]) if others else first
+    model.load_state_dict(state, strict=False, assign=True)
+    model.tie_weights()
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return model
+
+
+def _drop_tied_copy(weights: dict[str, Tensor], layout: Format) -> None:
+    [head], [embedding] = layout.names("lm_head.weight"), layout.names("model.embeddings.weight")
+    if {head, embedding} <= weights.keys() and torch.equal(weights[head], weights[embedding]):
+        del weights[head]
+
+
+def _read_files(folder: Path) -> Checkpoint:
+    if not (folder / CONFIG).is_file():
         raise ValueError(
-            f"model_type {model_type!r} is unknown; "
-            f"expected {MODEL_TYPE!r}, {OFFICIAL_FOX!r} or {OFFICIAL_TRANSFORMER!r}"
+            f"{folder} is no checkpoint folder: expected {CONFIG} and {WEIGHTS}, "
+            f"but {CONFIG} is missing; the weights alone do not tell the model, so put the "
+            f"{CONFIG} there that was saved with them"
         )
-    missing = [
-        name
-        for name, field in _FIELDS.items()
-        if field.default is dataclasses.MISSING and name not in known
-    ]
-    if missing:
-        raise ValueError(f"{CONFIG} lacks {', '.join(missing)}")
-    return FoxConfig(**known)
+    try:
+        fields = read_json(folder / CONFIG)
+        config = read_config(fields)
+        weights = _read_weights(folder)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"cannot read the checkpoint {folder}: {error}") from error
+    file = folder / TOKENIZER
+    tokenizer = file.read_text(encoding="utf-8") if file.is_file() else None
+    return Checkpoint(folder, format_of(fields), config, weights, tokenizer)
 
 
-def _read_lightning(file: Path) -> tuple[FoxForCausalLM, Tokenizer | None]:
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    if (folder / WEIGHTS).is_file():
+        return load_file(folder / WEIGHTS)
+    if (folder / INDEX).is_file():
+        weights: dict[str, Tensor] = {}
+        for shard in sorted(set(read_json(folder / INDEX)["weight_map"].values())):
+            weights |= load_file(folder / shard)
+        return weights
+    if (folder / PICKLED).is_file():
+        try:
+            return torch.load(folder / PICKLED, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{PICKLED} is torn, or holds more than tensors") from error
+    raise ValueError(f"expected {WEIGHTS}, {INDEX} with its shards, or {PICKLED}; none is there")
+
+
+def _read_lightning(file: Path) -> Checkpoint:
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
         fields = checkpoint["hyper_parameters"]["config"]
         weights = {
-            name.removeprefix("net."): value
+            name: value
             for name, value in checkpoint["state_dict"].items()
             if name.startswith("net.")
         }
@@ -136,29 +209,4 @@ def _read_lightning(file: Path) -> tuple[FoxForCausalLM, Tokenizer | None]:
             f"{file} is no checkpoint of fox-train: expected a Lightning file with a model config"
         ) from error
     config = FoxConfig(**fields)
-    if config.tie_word_embeddings:
-        weights.pop("lm_head.weight", None)
-    tokenizer = checkpoint.get("tokenizer")
-    return _build(config, weights, str(file)), tokenizer and Tokenizer.from_str(tokenizer)
-
-
-def _build(config: FoxConfig, weights: dict[str, Tensor], source: str) -> FoxForCausalLM:
-    with torch.device("meta"):
-        model = FoxForCausalLM(config)
-    expected = model.state_dict()
-    if config.tie_word_embeddings:
-        expected.pop("lm_head.weight")
-    wrong = [f"missing: {name}" for name in sorted(expected.keys() - weights.keys())]
-    wrong += [f"unexpected: {name}" for name in sorted(weights.keys() - expected.keys())]
-    wrong += [
-        f"{name}: expected {tuple(expected[name].shape)}, got {tuple(weights[name].shape)}"
-        for name in sorted(expected.keys() & weights.keys())
-        if expected[name].shape != weights[name].shape
-    ]
-    if wrong:
-        raise ValueError(f"the weights in {source} are not those of its config: {'; '.join(wrong)}")
-    model.load_state_dict(weights, strict=False, assign=True)
-    model.tie_weights()
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
-    return model
+    return Checkpoint(file, _LIGHTNING, config, weights, checkpoint.get("tokenizer"))
