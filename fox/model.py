@@ -3,7 +3,6 @@
 Legend: B batch, T time, C width, V vocabulary.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fox.cache import FoxCache, LayerCache
 from fox.config import FoxConfig
-from fox.generation import generate
+from fox.generation import beam_search, generate, stream
 from fox.layers import ForgettingAttention, HeadRMSNorm, RMSNorm, SwiGLU
 
 
@@ -316,30 +315,9 @@ class FoxForCausalLM(nn.Module):
         """An empty decode state; see FoxModel.new_cache."""
         return self.model.new_cache(batch_size, dtype, **options)
 
-    def generate(
-        self,
-        input_ids: Tensor,
-        max_new_tokens: int,
-        *,
-        attention_mask: Tensor | None = None,
-        temperature: float = 0.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        stop_token_ids: Sequence[int] = (),
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Continues each row; see fox.generation.generate."""
-        return generate(
-            self,
-            input_ids,
-            max_new_tokens,
-            attention_mask=attention_mask,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            stop_token_ids=stop_token_ids,
-            generator=generator,
-        )
+    generate = generate
+    stream = stream
+    beam_search = beam_search
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> "FoxForCausalLM":
