@@ -23,6 +23,7 @@ from fox.kernels.flash.backward import backward
 from fox.kernels.flash.decode import append_to_cache, decode_attention
 from fox.kernels.flash.forward import forward
 from fox.kernels.flash.layout import Batch
+from fox.kernels.flash.paged import attend_pages
 from fox.kernels.flash.ranges import key_starts, split_gates
 from fox.kernels.flash.tuning import Plan
 
@@ -91,6 +92,14 @@ def decode(D: int, T: int, num_splits: int) -> None:
     )  # fmt: skip
 
 
+def paged(D: int, group: int, dtype: torch.dtype = torch.bfloat16) -> None:
+    B, P, H_kv = 4, 1000, 8
+    q = torch.empty(B, H_kv * group, D, dtype=dtype, device="meta")
+    k, v = (torch.empty(P, 64, D, dtype=dtype, device="meta") for _ in range(2))
+    bias = torch.empty(P, group, 64, device="meta")
+    attend_pages(q, k, v, bias, torch.empty(P, dtype=torch.int64, device="meta"), 0.1)
+
+
 class Entry(NamedTuple):
     """Launches to check.
 
@@ -119,6 +128,16 @@ TABLE = {
 TABLE |= {
     f"decode D={D} T={T}": Entry(partial(decode, D, T, splits), ("sm_80", "sm_90"), wgmma=False)
     for D, T, splits in [(64, 1, 7), (128, 1, 7), (128, 16, 1), (256, 1, 1)]
+}
+TABLE |= {
+    f"pages D={D} G={group} {dtype}": Entry(partial(paged, D, group, dtype), wgmma=False)
+    for D, group, dtype in [
+        (64, 1, torch.bfloat16),
+        (128, 8, torch.bfloat16),
+        (256, 2, torch.bfloat16),
+        (128, 64, torch.float16),
+        (128, 1, torch.float32),
+    ]
 }
 TABLE["attention D=64 on gfx90a"] = Entry(partial(attend, tuning.SMALL[64], 64), ("gfx90a",))
 PLANS = {"sm_90": tuning.LARGE, "sm_80": tuning.MIDDLE, "gfx942": tuning.SMALL}
