@@ -37,6 +37,7 @@ BACKENDS = {
     "blocked": "blocked",
     "reference": "reference",
 }
+ASSISTED_ROLLBACK = 256  # tokens
 _FIELDS = [field.name for field in dataclasses.fields(FoxConfig)]
 
 
@@ -109,6 +110,10 @@ class FoxHFCache(Cache):
     def is_croppable(self) -> bool:
         """Tokens can be taken back."""
         return True
+
+    def activate_past_recording(self) -> None:
+        """Prepares for the crops of assisted generation, which may reject all that it drafts."""
+        self.options = {"rollback": ASSISTED_ROLLBACK} | self.options
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns read, the same in every layer."""
@@ -378,6 +383,15 @@ class FoxHFForCausalLM(FoxHFPreTrainedModel, GenerationMixin):
             )
         if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
             model_kwargs["past_key_values"] = FoxHFCache()
+            if generation_config.is_assistant:
+                model_kwargs["past_key_values"].activate_past_recording()
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuses: generate_batch decodes through pages of its own, which hold no gates."""
+        raise ValueError(
+            "a FoX model cannot run generate_batch, whose cache holds no forget gates: "
+            "call generate, which takes prompts of different lengths with an attention_mask"
+        )
 
 
 AutoConfig.register("fox", FoxHFConfig)

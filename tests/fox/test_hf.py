@@ -14,6 +14,7 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from fox import FoxConfig, FoxForCausalLM
+from fox.generation import ENDED
 from fox.hf import BACKENDS, FoxHFCache, FoxHFConfig, FoxHFForCausalLM, FoxHFModel
 from fox.layers import ForgettingAttention
 from fox.model import Block
@@ -320,6 +321,27 @@ def test_beams_follow_their_rows(variant):
     assert torch.equal(cached, recomputed)
 
 
+@pytest.mark.parametrize("stop", [None, 30])
+def test_beam_search_finds_what_ours_does(variant, stop):
+    ids, scores = variant.beam_search(
+        IDS, 8, num_beams=4, stop_token_ids=[] if stop is None else [stop]
+    )
+    theirs = hf_of(variant).generate(
+        IDS,
+        max_new_tokens=8,
+        num_beams=4,
+        num_return_sequences=4,
+        do_sample=False,
+        eos_token_id=stop,
+        pad_token_id=1,
+        output_scores=True,
+        return_dict_in_generate=True,
+    )
+    torch.testing.assert_close(theirs.sequences_scores, scores.flatten())
+    filled = ids.masked_fill(ids == ENDED, 1).flatten(0, 1)
+    assert torch.equal(theirs.sequences, filled)
+
+
 def test_a_model_assisted_by_lookup_or_by_another_still_decodes_greedily(variant, build):
     hf = hf_of(variant)
     greedy = hf.generate(IDS[:1], max_new_tokens=20, do_sample=False)
@@ -327,6 +349,13 @@ def test_a_model_assisted_by_lookup_or_by_another_still_decodes_greedily(variant
     for options in ({"prompt_lookup_num_tokens": 3}, {"assistant_model": helper}):
         assisted = hf.generate(IDS[:1], max_new_tokens=20, do_sample=False, **options)
         assert torch.equal(assisted, greedy), options
+
+
+def test_long_drafts_can_be_rejected(hf):
+    prompt = torch.randint(3, 31, (1, 60)).repeat(1, 2)  # the draft after it is all of the rest
+    greedy = hf.generate(prompt, max_new_tokens=20, do_sample=False)
+    options = {"prompt_lookup_num_tokens": 50, "max_new_tokens": 20, "do_sample": False}
+    assert torch.equal(hf.generate(prompt, **options), greedy)
 
 
 def test_samples_are_those_of_recomputation_with_the_same_seed(hf):
@@ -365,6 +394,13 @@ def test_embeddings_can_be_the_prompt(hf, continued):
     assert torch.equal(theirs, continued[0][:, 9:])
 
 
+def test_a_model_that_prunes_evicts(build, fox_pro):
+    for tolerance in (None, -10.0):
+        hf = hf_of(build(fox_pro.config.replace(log_pruning_tolerance=tolerance)))
+        out = hf.generate(IDS, max_new_tokens=2, do_sample=False, return_dict_in_generate=True)
+        assert out.past_key_values.fox.evicts == (tolerance is not None)
+
+
 def test_a_cache_with_options_evicts(hf, continued):
     greedy, generate = continued
     cache = FoxHFCache(log_pruning_tolerance=-20.0)
@@ -375,6 +411,11 @@ def test_a_cache_with_options_evicts(hf, continued):
 def test_other_kinds_of_cache_are_refused(hf):
     with pytest.raises(ValueError, match="leave cache_implementation out, but got 'static'"):
         hf.generate(IDS, max_new_tokens=2, cache_implementation="static")
+
+
+def test_continuous_batching_is_refused(hf):
+    with pytest.raises(ValueError, match=r"cannot run generate_batch.*call generate"):
+        hf.generate_batch(IDS.tolist())
 
 
 @torch.no_grad()
@@ -402,7 +443,9 @@ def test_rows_can_be_repeated_chosen_and_forgotten(hf):
     hf(IDS, attention_mask=mask, past_key_values=cache)
     cache.batch_repeat_interleave(2)
     assert cache.fox.lengths == [5, 5, 9, 9]
-    cache.batch_select_indices(torch.tensor([3, 0]))
+    cache.reorder_cache(torch.tensor([0, 2, 3, 1]))
+    assert cache.fox.lengths == [5, 9, 9, 5]
+    cache.batch_select_indices(torch.tensor([2, 3]))
     assert cache.fox.lengths == [9, 5]
     assert cache.batch_size == 2
     cache.crop(-7)
