@@ -179,6 +179,8 @@ class FoxHFPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _input_embed_layer = "embeddings"
     _no_split_modules = ["Block"]  # noqa: RUF012
+    # accelerate would hand a block a copy of its LayerCache, moved to the block's device.
+    _skip_keys_device_placement = ["cache"]  # noqa: RUF012
     _can_record_outputs = {"hidden_states": Block}  # noqa: RUF012
 
     def __init__(self, config: FoxHFConfig) -> None:
@@ -281,6 +283,15 @@ class FoxHFPreTrainedModel(PreTrainedModel):
         chunk_mask = None
         if attention_mask is not None and not bool(attention_mask[:, past:].all()):
             chunk_mask = attention_mask[:, past:]
+            if (
+                output_hidden_states
+                and past_key_values is not None
+                and not bool(chunk_mask[:, -1].all())
+            ):
+                raise ValueError(
+                    "with a cache, blocks see tokens moved to the right: for output_hidden_states "
+                    "pad on the left, or leave use_cache off"
+                )
         if past_key_values is not None and past_key_values.fox is None:
             past_key_values.fox = self.model.new_cache(B, **past_key_values.options)
         features = self.model(

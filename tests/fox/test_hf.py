@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate import dispatch_model
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -94,6 +95,14 @@ def test_a_folder_loads_in_another_dtype_and_onto_a_device_map(build, fox_pro, t
     )
     assert {tensor.device.type for tensor in hf.state_dict().values()} == {"cpu"}
     assert torch.equal(hf(IDS).logits, ours.bfloat16()(IDS).logits)
+
+
+def test_a_model_spread_by_accelerate_still_fills_its_cache(fox_pro, hf):
+    parts = ["model.embeddings", "model.layers.0", "model.layers.1", "model.norm", "lm_head"]
+    skipped = list(hf._skip_keys_device_placement)
+    dispatch_model(hf, dict.fromkeys(parts, "cpu"), force_hooks=True, skip_keys=skipped)
+    theirs = hf.generate(IDS, max_new_tokens=8, do_sample=False)
+    assert torch.equal(theirs, fox_pro.generate(IDS, 8))
 
 
 def test_our_tokenizer_file_is_found_by_auto_tokenizer(fox_pro, tmp_path):
@@ -191,6 +200,21 @@ def test_hidden_states_go_from_the_embeddings_to_the_features(fox_pro, hf):
     assert torch.equal(states[0], embedded)
     assert torch.equal(states[1], fox_pro.model.layers[0](embedded))
     assert torch.equal(states[2], fox_pro.model(IDS))
+
+
+@torch.no_grad()
+def test_hidden_states_through_a_cache_stay_in_place_or_are_refused(hf):
+    mask = torch.ones_like(IDS)
+    mask[0, :4] = 0
+    states, cached = (
+        hf(IDS, attention_mask=mask, output_hidden_states=True, use_cache=use_cache).hidden_states
+        for use_cache in (False, True)
+    )
+    for plain, through_cache in zip(states, cached, strict=True):
+        torch.testing.assert_close(plain[mask == 1], through_cache[mask == 1])
+    right = mask.flip(1)
+    with pytest.raises(ValueError, match="for output_hidden_states pad on the left"):
+        hf(IDS, attention_mask=right, output_hidden_states=True, use_cache=True)
 
 
 def test_embeddings_stand_for_ids(hf):
