@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fox.cache import FoxCache
-from fox.sampling import check_sampling, penalize, sample
+from fox.sampling import check_penalty, check_sampling, penalize, sample
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -129,7 +129,7 @@ def stream(
     check_penalty(repetition_penalty)
     stop = Stop(model.config.vocab_size, stop_token_ids, stop_strings, tokenizer)
     real = token_mask(input_ids, attention_mask)
-    state = prepare(model, real, max_new_tokens, prefill_chunk, cache)
+    state = cache_with_room(model, real, max_new_tokens, prefill_chunk, cache)
 
     @torch.no_grad()
     def steps(ids: Tensor, real: Tensor) -> Iterator[Tensor]:
@@ -202,7 +202,7 @@ def beam_search(
     V = model.config.vocab_size
     stop = Stop(V, stop_token_ids, stop_strings, tokenizer)
     real = token_mask(input_ids, attention_mask)
-    cache = prepare(model, real, max_new_tokens, prefill_chunk, cache)
+    cache = cache_with_room(model, real, max_new_tokens, prefill_chunk, cache)
     last = read(model, input_ids, real, cache, prefill_chunk)
     beams = cache.repeat_interleave(num_beams)
 
@@ -309,7 +309,7 @@ def token_mask(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     return real
 
 
-def prepare(
+def cache_with_room(
     model: "FoxForCausalLM",
     real: Tensor,
     max_new_tokens: int,
@@ -353,11 +353,6 @@ def seen_tokens(ids: Tensor, real: Tensor, vocab_size: int) -> Tensor:
     """(B, V) bool, which tokens stand in the prompts."""
     counts = torch.zeros(len(ids), vocab_size, dtype=torch.int64, device=ids.device)
     return counts.scatter_add_(1, ids.long(), real.long()) > 0
-
-
-def check_penalty(repetition_penalty: float | None) -> None:
-    if repetition_penalty is not None and not repetition_penalty > 0:
-        raise ValueError(f"repetition_penalty must be above 0, but got {repetition_penalty}")
 
 
 def pick(texts: Tensor, index: Tensor) -> Tensor:

@@ -315,6 +315,7 @@ class FoxForCausalLM(nn.Module):
         """An empty decode state; see FoxModel.new_cache."""
         return self.model.new_cache(batch_size, dtype, **options)
 
+    # Functions whose first argument is a model: their documentation is in fox.generation.
     generate = generate
     stream = stream
     beam_search = beam_search

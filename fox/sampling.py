@@ -25,6 +25,12 @@ def penalize(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
+def check_penalty(penalty: float | None) -> None:
+    """Raises ValueError if there is a penalty that is out of its range."""
+    if penalty is not None and not penalty > 0:
+        raise ValueError(f"repetition_penalty must be above 0, but got {penalty}")
+
+
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
     """(..., V) -> (..., V): -inf but for the k likeliest tokens, and for ties with the last.
 

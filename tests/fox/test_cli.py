@@ -3,16 +3,16 @@
 import io
 import random
 import re
+import signal
 import subprocess
 import sys
+from subprocess import PIPE
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from fox.cli import TextStream, main
-from fox.generation import stream
-from fox.model import FoxForCausalLM
 
 END = 0
 
@@ -168,28 +168,21 @@ def test_a_prompt_may_come_from_standard_input(checkpoint, continued, monkeypatc
     assert capsys.readouterr().out == expected + "\n"
 
 
-def test_an_interruption_keeps_what_was_printed(checkpoint, continued, monkeypatch, capsys):
-    def interrupted(*arguments, **options):
-        steps = stream(*arguments, **options)
-        yield from (next(steps) for _ in range(3))
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(FoxForCausalLM, "stream", interrupted)
-    with pytest.raises(SystemExit) as exit_:
-        main(["--checkpoint", checkpoint, "--prompt", "some text", "again"])
-    assert exit_.value.code == 130
-    out, err = capsys.readouterr()
-    assert out.startswith("some text")
-    assert "again" not in out
+def test_the_command_prints_as_it_goes_and_ctrl_c_ends_it_cleanly(checkpoint):
+    call = ["--checkpoint", checkpoint, "--prompt", "some täxt", "more", "--max_new_tokens", "9999"]
+    # Tests that run in the background may have been told to ignore SIGINT, which is inherited.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{heed}; from fox.cli import main; main()"
+    run = subprocess.Popen([sys.executable, "-c", code, *call], stdout=PIPE, stderr=PIPE)
+    beginning = run.stdout.read(len("some täxt".encode()) + 20)
+    run.send_signal(signal.SIGINT)
+    rest, err = run.communicate(timeout=60)
+    out = (beginning + rest).decode("utf-8")
+    assert out.startswith("some täxt")
     assert out.endswith("\n")
-    assert "wrote 3 " in err
-
-
-def test_the_installed_command_writes_utf8_as_it_goes(checkpoint):
-    code = "from fox.cli import main; main()"
-    call = ["--checkpoint", checkpoint, "--prompt", "some täxt", "--max_new_tokens", "3"]
-    run = subprocess.run([sys.executable, "-c", code, *call], capture_output=True, check=True)
-    assert run.stdout.decode("utf-8").startswith("some täxt")
+    assert "more" not in out
+    assert re.fullmatch(r"fox-generate: read 10 tokens and wrote [1-9]\d* in .*\n", err.decode())
+    assert run.returncode == 130
 
 
 @pytest.mark.parametrize(

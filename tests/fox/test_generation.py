@@ -76,16 +76,21 @@ def test_padded_prompts_generate_like_each_alone(variant, side, prefill_chunk):
 
 
 @torch.no_grad()
+def penalized_logits(model, ids, penalty):
+    """(B, V) logits after (B, T) ids, with the penalty for all of them, one by one."""
+    logits = model(ids).logits[:, -1]
+    for b, row in enumerate(ids):
+        for token in row.unique():
+            logits[b, token] *= 1 / penalty if logits[b, token] > 0 else penalty
+    return logits
+
+
 def test_the_penalty_counts_prompt_and_new_tokens(fox_pro):
     ids = random_ids(2, 6)
     expected = ids
     for _ in range(12):
-        logits = fox_pro(expected).logits[:, -1]
-        for b, row in enumerate(expected):
-            for token in row.unique():
-                factor = 1 / 1.7 if logits[b, token] > 0 else 1.7
-                logits[b, token] *= factor
-        expected = torch.cat([expected, logits.argmax(-1, keepdim=True)], dim=1)
+        new = penalized_logits(fox_pro, expected, 1.7).argmax(-1, keepdim=True)
+        expected = torch.cat([expected, new], dim=1)
     assert torch.equal(fox_pro.generate(ids, 12, repetition_penalty=1.7), expected)
     assert not torch.equal(fox_pro.generate(ids, 12), expected)
 
@@ -303,6 +308,16 @@ def test_scores_of_every_step_equal_those_of_full_passes(variant):
             torch.testing.assert_close(scores[b], expected, atol=1e-4, rtol=1e-4)
 
 
+def test_the_penalty_counts_each_beams_own_tokens(fox_pro):
+    ids = random_ids(1, 6)
+    texts, scores = fox_pro.beam_search(ids, 8, 4, repetition_penalty=1.7)
+    expected = 0
+    for n in range(6, 14):
+        log_p = penalized_logits(fox_pro, texts[0, :, :n], 1.7).log_softmax(-1)
+        expected = expected + log_p.gather(1, texts[0, :, n, None])[:, 0]
+    torch.testing.assert_close(scores[0], expected / 8, atol=1e-4, rtol=1e-4)
+
+
 def test_each_beam_goes_on_from_the_likeliest_of_the_step_before(fox_pro):
     ids = random_ids(1, 6)
     survivors = torch.empty(1, 0, dtype=torch.int64)
@@ -328,6 +343,40 @@ def test_padded_prompts_are_searched_like_each_alone(variant, side):
         torch.testing.assert_close(scores[b], score[0], atol=1e-4, rtol=1e-4)
         for row, single in zip(together[b], alone[0], strict=True):
             assert tokens_of(row[9:]) == tokens_of(single[n:])
+
+
+@pytest.mark.parametrize("length_penalty", [1.0, 0.0, -1.0])
+def test_beams_are_those_of_transformers(fox_pro, length_penalty, tmp_path):
+    import fox.hf
+
+    with torch.no_grad():
+        fox_pro.lm_head.weight.mul_(0.5)  # less sure of the next token: some texts end early
+    fox_pro.save_pretrained(tmp_path)
+    other = fox.hf.FoxHFForCausalLM.from_pretrained(tmp_path).eval()
+    ids, stops = random_ids(2, 6, seed=0), [3, 4, 5]
+    texts, scores = fox_pro.beam_search(
+        ids, 10, 4, length_penalty=length_penalty, stop_token_ids=stops
+    )
+    expected = other.generate(
+        ids,
+        max_new_tokens=10,
+        num_beams=4,
+        num_return_sequences=4,
+        length_penalty=length_penalty,
+        eos_token_id=stops,
+        early_stopping="never",
+        pad_token_id=0,
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    expected_scores = expected.sequences_scores.view(2, 4)
+    torch.testing.assert_close(scores, expected_scores, atol=1e-4, rtol=1e-4)
+    lengths = set()
+    for row, other_row in zip(texts.flatten(0, 1), expected.sequences, strict=True):
+        text = tokens_of(row)
+        assert other_row[: len(text)].tolist() == text
+        lengths.add(len(text))
+    assert len(lengths) > 1
 
 
 def test_one_beam_that_never_ends_is_greedy(fox_pro):
