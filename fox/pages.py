@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fox.cache import LayerCache
-from fox.kernels import forgetting_attention_with_kvcache, paged_attention
+from fox.kernels import forgetting_attention_with_kvcache, paged_attention, sort_pages
 from fox.kernels.gates import running_log_gates
 from fox.tail import Tail
 
@@ -46,6 +46,7 @@ class PagedCache(LayerCache):
         reach: (P, G) float64, ln sum exp(-lambda_j) up to the page's last token.
         owner, number: (P,) int64, b K + key head, and the page's place in that head's text.
         open: (B, K) int64, the page that is being filled, where there is one.
+        order, borders: the pages by owner, as fox.kernels.sort_pages gives them.
 
     Source: the bound of Lin et al., Adaptive Computation Pruning for the Forgetting Transformer,
     2025, with the sum over keys in the place of their number.
@@ -88,6 +89,7 @@ class PagedCache(LayerCache):
         self.owner = torch.zeros(0, dtype=torch.int64, device=device)
         self.number = torch.zeros_like(self.owner)
         self.open = torch.zeros(B, K, dtype=torch.int64, device=device)
+        self._sort()
 
     @property
     def limited(self) -> bool:
@@ -118,7 +120,7 @@ class PagedCache(LayerCache):
         self.total_reach.append(reach, tokens)
         self.advance(tokens)
         if opened:
-            self._find_open()
+            self._sort()
             self._evict()
         return out
 
@@ -171,14 +173,14 @@ class PagedCache(LayerCache):
         B, K = self.open.shape
         first, self.used = self.used, self.used + len(pages) * K
         if self.used > len(self.k):
-            self._resize(max(self.used, len(self.k) + len(self.k) // 2), first)
+            self._resize(first)
         new = slice(first, self.used)
         row, number = torch.tensor(pages, device=self.k.device).repeat_interleave(K, 0).unbind(1)
         head = torch.arange(K, device=self.k.device).repeat(len(pages))
         self.owner[new] = row * K + head
         self.number[new] = number
         self.running[new] = math.inf
-        self._find_open()
+        self._sort()
         return True
 
     def _store(
@@ -214,7 +216,9 @@ class PagedCache(LayerCache):
         table[self._used("owner")[wanted], column[wanted]] = wanted
         return table.view(*self.open.shape, pages)
 
-    def _find_open(self) -> None:
+    def _sort(self) -> None:
+        """After pages have changed hands: which ones are being filled, and whose each is."""
+        self.order, self.borders = sort_pages(self._used("owner"), self.open.numel())
         self.open = self._table(self._lengths() // PAGE, 1).squeeze(2)
 
     def _one_row(self, q: Tensor, running: Tensor, backend: str | None) -> Tensor:
@@ -223,20 +227,21 @@ class PagedCache(LayerCache):
         now = running.reshape(self.open.numel(), -1)  # (B K, G)
         bias = (now[owner].unsqueeze(-1) - self._used("running")).float()
         pages = self._used("k"), self._used("v")
-        out = paged_attention(q[:, 0], *pages, bias, owner, backend=backend)
+        whose = {"order": self.order, "borders": self.borders}
+        out = paged_attention(q[:, 0], *pages, bias, owner, **whose, backend=backend)
         return out.unsqueeze(1)
 
     def _rows(self, q: Tensor, tokens: Sequence[int], backend: str | None) -> Tensor:
         """(B, T, H, D): the rows of a chunk, one key head after the other."""
         _, T, H, D = q.shape
         G = H // self.open.shape[1]
-        out = torch.zeros_like(q)
+        out, borders = torch.zeros_like(q), self.borders.tolist()
         for owner in range(self.open.numel()):
             b, head = divmod(owner, self.open.shape[1])
             last, group = slice(T - tokens[b], T), slice(head * G, (head + 1) * G)
             if tokens[b] == 0:
                 continue
-            pages = (self._used("owner") == owner).nonzero().squeeze(1)
+            pages = self.order[borders[owner] : borders[owner + 1]]
             pages = pages[self.number[pages].argsort()]
             empty = -(self.lengths[b] + tokens[b]) % PAGE
             held = slice(0, len(pages) * PAGE - empty)
@@ -271,11 +276,13 @@ class PagedCache(LayerCache):
             pool = getattr(self, name)
             pool[holes] = pool[moved]
         self.used = left
-        if 2 * left < len(self.k):
-            self._resize(left + left // 4, left)
-        self._find_open()
+        if 4 * left < 3 * len(self.k):
+            self._resize(left)
+        self._sort()
 
-    def _resize(self, pages: int, held: int) -> None:
+    def _resize(self, held: int) -> None:
+        """An eighth more pages than are used: small steps, as the last pages of all heads are."""
+        pages = self.used + self.used // 8
         for name in _POOL:
             old = getattr(self, name)
             new = old.new_zeros(pages, *old.shape[1:])
@@ -295,7 +302,7 @@ class PagedCache(LayerCache):
         chosen.used = len(pages)
         chosen.total, chosen.total_reach = self.total.select(index), self.total_reach.select(index)
         chosen.largest_key, chosen.open = self.largest_key[index], self.open[index]
-        chosen._find_open()
+        chosen._sort()
 
     def _crop(self, lengths: list[int]) -> None:
         dropped = [held - n for held, n in zip(self.lengths, lengths, strict=True)]
@@ -303,7 +310,7 @@ class PagedCache(LayerCache):
         self.total_reach.crop(dropped)
         self.lengths = lengths
         self._free(self._used("number") * PAGE >= self._lengths()[self._row()])
-        self._find_open()
+        self._sort()
         slots = torch.arange(PAGE, device=self.k.device)
         for b, n in enumerate(lengths):
             if n % PAGE:
@@ -325,7 +332,7 @@ class PagedCache(LayerCache):
         self.largest_key = torch.cat([cache.largest_key for cache in caches])
         self.open = torch.cat([cache.open for cache in caches])
         self.lengths = [n for cache in caches for n in cache.lengths]
-        self._find_open()
+        self._sort()
 
     def _used(self, name: str) -> Tensor:
         pool: Tensor = getattr(self, name)

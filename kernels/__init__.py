@@ -7,7 +7,7 @@ from fox.kernels.api import (
     forgetting_attention_with_kvcache,
 )
 from fox.kernels.flash.tuning import tune
-from fox.kernels.paged import paged_attention
+from fox.kernels.paged import paged_attention, sort_pages
 
 __all__ = [
     "computed_share",
@@ -15,5 +15,6 @@ __all__ = [
     "forgetting_attention_varlen",
     "forgetting_attention_with_kvcache",
     "paged_attention",
+    "sort_pages",
     "tune",
 ]

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from fox.kernels.checks import checked_backend
+from fox.kernels.checks import checked_backend, require_flash
 from fox.kernels.engines import aten_forward, aten_works, matmul_forward
 
 # Stands for -inf: a page without a visible slot has a finite log-sum-exp, and then weight 0.
@@ -25,6 +25,8 @@ def paged_attention(
     owner: Tensor,
     *,
     softmax_scale: float | None = None,
+    order: Tensor | None = None,
+    borders: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Softmax attention over the pages of each head, wherever they lie in the pool.
@@ -43,6 +45,7 @@ def paged_attention(
             0, and -inf where there is nothing to see.
         owner: (P,) int64 in [0, B K): b K + key head. Query head h reads key head h // G.
         softmax_scale: factor on the dot products; 1 / sqrt(D) if None.
+        order, borders: what sort_pages gives for owner; found in each call if None.
         backend: "flash" (Triton, GPUs), "blocked" (PyTorch, any device) or "reference" (plain
             matmuls); if None, "flash" for CUDA tensors, else "blocked".
 
@@ -56,9 +59,10 @@ def paged_attention(
     scale = 1 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale
     backend = checked_backend(backend, q)
     if backend == "flash":
+        require_flash(q)
         from fox.kernels.flash.paged import flash_paged
 
-        return flash_paged(q, k_pages, v_pages, bias, owner, scale)
+        return flash_paged(q, k_pages, v_pages, bias, owner, scale, order, borders)
 
     B, H, D = q.shape
     G = bias.shape[1]
@@ -77,6 +81,23 @@ def paged_attention(
         )
     merged = _merge(out.squeeze(1), lse.squeeze(1), owner, B * H // G)
     return merged.view(B, H, D).to(q.dtype)
+
+
+def sort_pages(owner: Tensor, owners: int) -> tuple[Tensor, Tensor]:
+    """The pages in the order of their owners, and where each owner begins and ends in it.
+
+    Found on the device. It holds until a page changes hands.
+
+    Args:
+        owner: (P,) integer in [0, owners).
+        owners: B * H_kv.
+
+    Returns:
+        order (P,) and borders (owners + 1,), both int64.
+    """
+    sorted_owner, order = owner.sort(stable=True)
+    every = torch.arange(owners + 1, dtype=owner.dtype, device=owner.device)
+    return order, torch.searchsorted(sorted_owner, every)
 
 
 def _merge(out: Tensor, lse: Tensor, owner: Tensor, owners: int) -> Tensor:

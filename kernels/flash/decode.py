@@ -316,12 +316,12 @@ def decode_attention(
     group = H // H_kv
     mixed = not q.dtype == k_cache.dtype == v_cache.dtype
     dtype = torch.float32 if mixed else q.dtype
-    tile, heads = _tile(T, group, D, dtype)
+    tile, heads = decode_tile(T, group, D, dtype)
     tiles = triton.cdiv(T, tile.rows // heads) * triton.cdiv(group, heads)
     window = S if window_size is None else min(window_size, S)
     programs, rows = B * H_kv * tiles, B * T * H
     live = min(S, window + T - 1)
-    splits = num_splits or _splits(programs, triton.cdiv(live, tile.keys), _processors(q.device))
+    splits = num_splits or _splits(programs, triton.cdiv(live, tile.keys), processors(q.device))
     if log_pruning_tolerance is None:
         logit_bound = None
 
@@ -353,7 +353,7 @@ def decode_attention(
     return out
 
 
-def _tile(T: int, group: int, D: int, dtype: torch.dtype) -> tuple[Tile, int]:
+def decode_tile(T: int, group: int, D: int, dtype: torch.dtype) -> tuple[Tile, int]:
     """Sizes that registers hold, and the heads of a tile; its rows are those heads, token by token.
 
     They fit in 100 KB of shared memory, 64 KB on AMD, and so on any GPU: at most 16 KB of keys, of
@@ -375,7 +375,7 @@ def _splits(programs: int, key_tiles: int, processors: int) -> int:
 
 
 @cache
-def _processors(device: torch.device) -> int:
+def processors(device: torch.device) -> int:
     """Streaming multiprocessors; a few where the interpreter runs the programs one by one."""
     if device.type != "cuda":
         return 4

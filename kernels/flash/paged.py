@@ -18,8 +18,9 @@ import triton.language as tl
 from torch import Tensor
 
 from fox.kernels.checks import require_flash
-from fox.kernels.flash.decode import LOWEST, TRITON_DTYPE, _processors, _tile
+from fox.kernels.flash.decode import LOWEST, TRITON_DTYPE, decode_tile, processors
 from fox.kernels.flash.layout import LOG2E, launch, on_device, padded
+from fox.kernels.paged import sort_pages
 
 
 @triton.jit(do_not_specialize=["pages", "share"])
@@ -117,23 +118,6 @@ def _merge(
     tl.store(out + row * D + d, acc.to(out.dtype.element_ty), mask=d < D)
 
 
-def sort_pages(owner: Tensor, owners: int) -> tuple[Tensor, Tensor]:
-    """The pages in the order of their owners, and where each owner begins and ends in it.
-
-    Found on the device; changes only when a page changes hands.
-
-    Args:
-        owner: (P,) integer in [0, owners).
-        owners: B * H_kv.
-
-    Returns:
-        order (P,) and borders (owners + 1,), both int64.
-    """
-    sorted_owner, order = owner.sort(stable=True)
-    every = torch.arange(owners + 1, dtype=owner.dtype, device=owner.device)
-    return order, torch.searchsorted(sorted_owner, every)
-
-
 @torch.library.custom_op("fox::flash_paged", mutates_args=())
 def flash_paged(
     q: Tensor,
@@ -190,8 +174,8 @@ def attend_pages(
         order, borders = sort_pages(owner, owners)
     mixed = not q.dtype == k_pages.dtype == v_pages.dtype
     dtype = torch.float32 if mixed else q.dtype
-    tile = _tile(1, group, D, dtype)[0]
-    share = _share(P, _processors(q.device))
+    tile = decode_tile(1, group, D, dtype)[0]
+    share = _share(P, processors(q.device))
     programs = triton.cdiv(P, share)
 
     out = torch.empty((B, H, D), dtype=q.dtype, device=q.device)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from fox.kernels.flash import paged
-from fox.kernels.flash.paged import flash_paged, sort_pages
+from fox.kernels.flash.paged import flash_paged
+from fox.kernels.paged import sort_pages
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 SLOTS = 64
