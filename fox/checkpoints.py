@@ -98,7 +98,7 @@ def write_folder(model: FoxForCausalLM, folder: Path, format: FormatName = "fox"
     for name, value in own_weights(model).items():
         parts = layout.names(name)
         for part, rows in zip(parts, value.chunk(len(parts)), strict=True):
-            weights[part] = rows.contiguous() if len(parts) == 1 else rows.clone()
+            weights[part] = rows.contiguous()
     with whole_file(folder / WEIGHTS) as path:
         save_file(weights, path, metadata={"format": "pt"})
     write_json(folder / CONFIG, write_config(model.config, layout))
@@ -150,8 +150,6 @@ def build(checkpoint: Checkpoint) -> FoxForCausalLM:
         state[name] = torch.cat([first, *others]) if others else first
     model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
     return model
 
 

@@ -2,6 +2,8 @@
 
 Ours ("fox") has the names of the official repository; "official" is that repository's own
 config.json, "fla" is flash-linear-attention's.
+
+Source: zhixuan-lin/forgetting-transformer at 883f260; flash-linear-attention 0.6.0.
 """
 
 import dataclasses

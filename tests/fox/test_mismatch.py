@@ -131,6 +131,12 @@ def test_so_it_is_with_weights_of_fla(fields, tensor, cause, tmp_path):
     assert cause in error.split("Likely cause: ")[1]
 
 
+def test_what_follows_from_another_cause_is_none_of_its_own(tmp_path):
+    error = error_of(changed_config("fla_fox_gqa", tmp_path, num_heads=8))
+    assert "model.layers.0.attn.k_proj.weight: expected (16, 64), got (32, 64)" in error
+    assert error.endswith("Likely cause: num_heads is 4 in the weights, but 8 by the config")
+
+
 def test_weights_in_the_layout_of_another_library_are_recognised(tmp_path):
     folder = changed_config("fla_fox", tmp_path)
     FoxForCausalLM.from_pretrained(GOLDEN / "fla_fox").save_pretrained(tmp_path / "ours")
@@ -159,8 +165,8 @@ def test_a_file_that_lacks_a_tensor_is_called_incomplete(tmp_path):
     assert "missing: model.norm.weight. Likely cause: the file is incomplete" in error
 
 
-@pytest.mark.parametrize("weights", [{}, {"model.embeddings.weight": torch.zeros(3)}])
-def test_weights_of_no_language_model_are_a_mismatch_too(weights, tmp_path):
+@pytest.mark.parametrize("names", [(), ("model.embeddings.weight", "layers.0.attn.q_proj.bias")])
+def test_weights_of_no_language_model_are_a_mismatch_too(names, tmp_path):
     folder = changed_config("fox_pro", tmp_path)
-    save_file(weights, folder / "model.safetensors")
+    save_file({name: torch.zeros(3) for name in names}, folder / "model.safetensors")
     assert "missing: model.norm.weight" in error_of(folder)
