@@ -180,7 +180,7 @@ def show(
         memory = "" if cache is None else f", cache of {cache.report().bytes / 2**20:.1f} MiB"
         print(
             f"fox-generate: read {len(prompt)} tokens and wrote {new} in {seconds:.2f} s "
-            f"({new / seconds:.1f} tokens/s){memory}",
+            f"({new / seconds:.1f} new tokens/s){memory}",
             file=sys.stderr,
         )
 

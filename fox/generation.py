@@ -96,8 +96,7 @@ def stream(
     """Yields the new tokens of each step as they come.
 
     Options act on the logits in this order: repetition_penalty, temperature, top_k, top_p, min_p.
-    Rows do not see each other, and a row that has ended takes no part but in drawing random
-    numbers, so that what the others draw does not depend on it.
+    What a row becomes does not depend on where the others end.
 
     Args:
         model: in eval mode, if its layers make a difference.
@@ -124,6 +123,10 @@ def stream(
     Raises:
         ValueError: an option is out of its range, a prompt has no token, its mask has holes, or
             the cache is not meant for so many tokens.
+
+    Example:
+        >>> for new in model.stream(input_ids, 100, temperature=0.8):
+        ...     print(new.tolist())
     """
     check_sampling(temperature, top_k, top_p, min_p)
     check_penalty(repetition_penalty)
@@ -272,8 +275,9 @@ class Stop:
 
     @property
     def tail(self) -> int:
-        """Newest tokens to look at: each has a byte of the string, and one before them, because
-        decoders treat the first token of a text in a way of its own."""
+        """How many of the newest tokens to look at."""
+        # Each token gives a byte of the string or more; one before them, because decoders treat
+        # the first token of a text in a way of its own.
         return 1 + max((len(string.encode()) for string in self.strings), default=0)
 
     def __call__(self, new: Tensor) -> Tensor:
@@ -301,11 +305,12 @@ def token_mask(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
             f"but got {tuple(attention_mask.shape)}"
         )
     runs = (F.pad(real.int(), (1, 0)).diff(dim=1) == 1).sum(1)
-    if bool((runs != 1).any()):
-        raise ValueError(
-            "each row of the prompt must be one run of tokens, at least one, with padding on its "
-            "left or right only"
-        )
+    for row, count in enumerate(runs.tolist()):
+        if count != 1:
+            raise ValueError(
+                "each prompt must be one run of at least one token, padded on its left or right, "
+                f"but row {row} has {count} runs"
+            )
     return real
 
 

@@ -109,7 +109,7 @@ def test_prompts_are_continued_as_by_generate(checkpoint, continued, capsys):
     assert out == "".join(f"{text}\n" for text in expected)
     reports = err.splitlines()
     assert len(reports) == 2
-    pattern = r"fox-generate: read 3 tokens and wrote 9 in \S+ s \(\S+ tokens/s\), cache of \S+ MiB"
+    pattern = r"fox-generate: read 3 tokens and wrote 9 in \S+ s \(\S+ new tokens/s\), cache of \S+ MiB"
     assert all(re.fullmatch(pattern, line) for line in reports)
 
 
@@ -204,7 +204,7 @@ def test_a_mistake_on_the_command_line_is_one_line(arguments, message, capsys):
     [
         (["--max_new_tokens", "0"], "max_new_tokens must be at least 1, but got 0"),
         (["--num_beams", "2", "--temperature", "0.5"], "num_beams searches and does not draw"),
-        (["--prompt", ""], "at least one"),
+        (["--prompt", ""], "at least one token"),
     ],
 )
 def test_a_wrong_option_is_one_line_and_nothing_is_printed(checkpoint, options, message, capsys):

@@ -7,6 +7,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models
 
+from fox.generation import Stop
+
 VOCABULARY = [*"abcdefghijklmnopqrstuvwxyzäö", "the", "é€", " "]
 
 
@@ -177,6 +179,14 @@ def test_a_stop_string_in_the_prompt_ends_nothing(fox_pro, tokenizer):
     stop = VOCABULARY[ids[0, 3]] + VOCABULARY[free[0, 4]]
     stopped = fox_pro.generate(ids, 3, stop_strings=[stop], tokenizer=tokenizer)
     assert torch.equal(stopped, free)
+
+
+def test_a_space_that_decoders_drop_at_the_beginning_of_a_text_still_stops():
+    tokenizer = Tokenizer(models.WordLevel({"▁": 0, "a": 1}))
+    tokenizer.decoder = decoders.Metaspace()
+    assert tokenizer.decode([0, 1]) == "a"
+    stop = Stop(2, [], [" a"], tokenizer)
+    assert stop(torch.tensor([[1, 1, 0, 1], [1, 1, 1, 1]])).tolist() == [True, False]
 
 
 def test_streaming_yields_what_generate_returns_one_token_at_a_time(counted):
@@ -428,9 +438,9 @@ def test_a_search_leaves_the_prompt_in_the_cache(fox_pro):
         ({"stop_strings": ["end", ""]}, "stop_strings must be a list of texts, none empty"),
         ({"stop_strings": ["end"]}, "give the tokenizer with them"),
         ({"input_ids": random_ids(1, 3)[0]}, r"input_ids must have shape \(B, T\), but got \(3,\)"),
-        ({"input_ids": random_ids(1, 0)}, "at least one"),
-        ({"attention_mask": torch.zeros(1, 3)}, "at least one"),
-        ({"attention_mask": torch.tensor([[1, 0, 1]])}, "must be one run of tokens"),
+        ({"input_ids": random_ids(1, 0)}, "at least one token, .* but row 0 has 0 runs"),
+        ({"attention_mask": torch.zeros(1, 3)}, "but row 0 has 0 runs"),
+        ({"attention_mask": torch.tensor([[1, 0, 1]])}, "but row 0 has 2 runs"),
         ({"attention_mask": torch.ones(1, 4)}, r"shape of input_ids, \(1, 3\), but got \(1, 4\)"),
     ],
 )
