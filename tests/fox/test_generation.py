@@ -155,6 +155,9 @@ def test_a_stop_string_ends_a_row_across_tokens_and_stays_in_the_output(fox_pro,
     assert middle not in "".join(texts[:5])
     options = {"stop_strings": ["nowhere", middle], "tokenizer": tokenizer}
     assert fox_pro.generate(ids, 12, **options)[0, 4:].tolist() == free[:6]
+    options["stop_token_ids"] = free[2:3]
+    first = free.index(free[2]) + 1
+    assert fox_pro.generate(ids, 12, **options)[0, 4:].tolist() == free[:first]
 
 
 def test_stop_strings_end_each_row_by_its_own_text(fox_pro, tokenizer):
