@@ -1,6 +1,7 @@
 """fox-generate: texts that grow by whole characters, every option, and one line per mistake."""
 
 import io
+import os
 import random
 import re
 import signal
@@ -188,7 +189,9 @@ def test_the_command_prints_as_it_goes_and_ctrl_c_ends_it_cleanly(checkpoint):
     # Tests that run in the background may have been told to ignore SIGINT, which is inherited.
     heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     code = f"{heed}; from fox.cli import main; main()"
-    run = subprocess.Popen([sys.executable, "-c", code, *call], stdout=PIPE, stderr=PIPE)
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+    python = [sys.executable, "-c", code]
+    run = subprocess.Popen([*python, *call], stdout=PIPE, stderr=PIPE, env=buffered)
     beginning = run.stdout.read(len("some täxt".encode()) + 20)
     run.send_signal(signal.SIGINT)
     rest, err = run.communicate(timeout=60)
