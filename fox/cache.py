@@ -221,7 +221,9 @@ class SlotCache(LayerCache):
                 if new:
                     out[row, last] = forgetting_attention_with_kvcache(
                         q[row, last],
-                        *(x[row] for x in held),
+                        held[0][row],
+                        held[1][row],
+                        held[2][row],
                         k[row, last],
                         v[row, last],
                         log_f[row, last],

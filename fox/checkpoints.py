@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from fox.config import FoxConfig
-from fox.files import read_json, whole_file, write_json
+from fox.files import read_json, whole_file, write_json, write_text
 from fox.formats import (
     FOX,
     Format,
@@ -26,6 +26,7 @@ from fox.mismatch import mismatch
 from fox.model import FoxForCausalLM
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 INDEX, PICKLED = "model.safetensors.index.json", "pytorch_model.bin"
 # A training module holds the model as `net`.
 _LIGHTNING = dataclasses.replace(FOX, names=lambda name: (f"net.{name}",))
@@ -102,6 +103,25 @@ def write_folder(model: FoxForCausalLM, folder: Path, format: FormatName = "fox"
     with whole_file(folder / WEIGHTS) as path:
         save_file(weights, path, metadata={"format": "pt"})
     write_json(folder / CONFIG, write_config(model.config, layout))
+
+
+def write_tokenizer(text: str, config: FoxConfig, folder: Path) -> list[str]:
+    """Writes tokenizer.json, and what transformers wants to know besides; returns their names.
+
+    Args:
+        text: of tokenizer.json.
+        config: says which tokens are special.
+        folder: of the checkpoint.
+    """
+    tokenizer = Tokenizer.from_str(text)
+    special = {
+        name: tokenizer.id_to_token(number)
+        for name in ("bos_token", "eos_token", "pad_token")
+        if (number := getattr(config, f"{name}_id")) is not None
+    }
+    write_text(folder / TOKENIZER, text)
+    write_json(folder / TOKENIZER_CONFIG, {"tokenizer_class": "PreTrainedTokenizerFast"} | special)
+    return [TOKENIZER, TOKENIZER_CONFIG]
 
 
 def own_weights(model: FoxForCausalLM) -> dict[str, Tensor]:

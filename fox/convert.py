@@ -13,21 +13,22 @@ from torch import Tensor
 
 from fox.checkpoints import (
     TOKENIZER,
+    TOKENIZER_CONFIG,
     Checkpoint,
     build,
     own_weights,
     read_checkpoint,
     read_folder,
     write_folder,
+    write_tokenizer,
 )
-from fox.files import write_text
 from fox.formats import Format, FormatName, choose_format
 from fox.model import FoxForCausalLM
 
 # What lies beside the weights and holds for them in any format.
 COMPANIONS = (
     TOKENIZER,
-    "tokenizer_config.json",
+    TOKENIZER_CONFIG,
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
@@ -131,8 +132,7 @@ def copy_companions(checkpoint: Checkpoint, folder: Path) -> list[str]:
     if checkpoint.path.is_file():
         if checkpoint.tokenizer is None:
             return []
-        write_text(folder / TOKENIZER, checkpoint.tokenizer)
-        return [TOKENIZER]
+        return write_tokenizer(checkpoint.tokenizer, checkpoint.config, folder)
     names = [name for name in COMPANIONS if (checkpoint.path / name).is_file()]
     for name in names:
         shutil.copyfile(checkpoint.path / name, folder / name)

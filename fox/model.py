@@ -100,7 +100,7 @@ class FoxModel(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=self.config.initializer_range)
-                if getattr(module, "bias", None) is not None:
+                if isinstance(module, nn.Linear) and module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, RMSNorm | HeadRMSNorm):
                 nn.init.ones_(module.weight)
@@ -224,19 +224,10 @@ class FoxModel(nn.Module):
             ValueError: log_pruning_tolerance is given, but nothing bounds the logits or nothing is
                 forgotten.
         """
-        return FoxCache(
-            [
-                layer.attn.new_cache(
-                    batch_size,
-                    dtype,
-                    max_length=max_length,
-                    rollback=rollback,
-                    log_pruning_tolerance=log_pruning_tolerance,
-                    logit_cap=logit_cap,
-                )
-                for layer in self.layers
-            ]
-        )
+        options: dict[str, Any] = {"max_length": max_length, "rollback": rollback}
+        options |= {"log_pruning_tolerance": log_pruning_tolerance, "logit_cap": logit_cap}
+        layers = [x for x in self.modules() if isinstance(x, ForgettingAttention)]
+        return FoxCache([layer.new_cache(batch_size, dtype, **options) for layer in layers])
 
 
 class FoxForCausalLM(nn.Module):

@@ -5,6 +5,7 @@ Legend: B batch, T tokens of a chunk, H query heads, K key heads, G = H / K, D h
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,7 +79,7 @@ class PagedCache(LayerCache):
         self.bound = logit_bound.to(device, torch.float64)
         self.logit_cap = logit_cap
         self.largest_key = torch.zeros(B, K, device=device)
-        wide = {"dtype": torch.float64, "device": device}
+        wide: dict[str, Any] = {"dtype": torch.float64, "device": device}
         self.total = Tail(torch.zeros(B, H, **wide), rollback)
         self.total_reach = Tail(torch.full((B, H), -math.inf, **wide), rollback)
         self.used = 0
@@ -170,7 +171,7 @@ class PagedCache(LayerCache):
         ]
         if not pages:
             return False
-        B, K = self.open.shape
+        K = self.open.shape[1]
         first, self.used = self.used, self.used + len(pages) * K
         if self.used > len(self.k):
             self._resize(first)
@@ -227,8 +228,9 @@ class PagedCache(LayerCache):
         now = running.reshape(self.open.numel(), -1)  # (B K, G)
         bias = (now[owner].unsqueeze(-1) - self._used("running")).float()
         pages = self._used("k"), self._used("v")
-        whose = {"order": self.order, "borders": self.borders}
-        out = paged_attention(q[:, 0], *pages, bias, owner, **whose, backend=backend)
+        out = paged_attention(
+            q[:, 0], *pages, bias, owner, order=self.order, borders=self.borders, backend=backend
+        )
         return out.unsqueeze(1)
 
     def _rows(self, q: Tensor, tokens: Sequence[int], backend: str | None) -> Tensor:

@@ -13,7 +13,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fox.files import whole_file
+from fox.checkpoints import write_tokenizer
 from fox.train.lm import FoxLM
 
 # Dense 16-bit matrix products per second, from the makers' data sheets; the first name that the
@@ -229,13 +229,13 @@ class Export(Callback):
     """At the end of the run: the model and its tokenizer as a folder, model/."""
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes config.json, model.safetensors and tokenizer.json."""
+        """Writes config.json, model.safetensors, tokenizer.json and tokenizer_config.json."""
         assert isinstance(pl_module, FoxLM)
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir) / "model"
             pl_module.network.save_pretrained(folder)
-            with whole_file(folder / "tokenizer.json") as path:
-                pl_module.data.tokenizer.save(str(path))
+            text = pl_module.data.tokenizer.to_str(pretty=True)
+            write_tokenizer(text, pl_module.network.config, folder)
 
 
 def _is_time_to_log(trainer: Trainer) -> bool:

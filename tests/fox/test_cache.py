@@ -1,4 +1,4 @@
-"""A cache is the text it has read: decoding through it equals one full pass, whatever is done to it."""
+"""A cache is the text that it has read: decoding through it equals one full pass."""
 
 import pytest
 import torch

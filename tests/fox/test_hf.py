@@ -15,11 +15,12 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from fox import FoxConfig, FoxForCausalLM
+from fox.checkpoints import write_tokenizer
 from fox.generation import ENDED
 from fox.hf import BACKENDS, FoxHFCache, FoxHFConfig, FoxHFForCausalLM, FoxHFModel
 from fox.layers import ForgettingAttention
 from fox.model import Block
-from fox.train.tokenizer import train_tokenizer
+from fox.train.tokenizer import END_OF_TEXT, train_tokenizer
 
 IDS = torch.tensor([[3, 14, 15, 9, 26, 5, 3, 5, 8], [9, 7, 9, 3, 2, 3, 8, 4, 6]])
 
@@ -105,11 +106,14 @@ def test_a_model_spread_by_accelerate_still_fills_its_cache(fox_pro, hf):
     assert torch.equal(theirs, fox_pro.generate(IDS, 8))
 
 
-def test_our_tokenizer_file_is_found_by_auto_tokenizer(fox_pro, tmp_path):
+def test_our_tokenizer_is_found_by_auto_tokenizer_with_its_special_tokens(fox_pro, tmp_path):
     fox_pro.save_pretrained(tmp_path)
     ours = train_tokenizer(["the cat sat on the mat"], 270)
-    ours.save(str(tmp_path / "tokenizer.json"))
+    config = fox_pro.config.replace(eos_token_id=ours.token_to_id(END_OF_TEXT))
+    write_tokenizer(ours.to_str(), config, tmp_path)
     theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.eos_token == END_OF_TEXT
+    assert theirs.bos_token is None
     text = "the cat's hat \n é"
     assert theirs(text)["input_ids"] == ours.encode(text).ids
     assert theirs.decode(ours.encode(text).ids) == text

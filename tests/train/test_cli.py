@@ -155,6 +155,7 @@ def test_training_learns_and_everything_of_the_run_is_in_its_folder(experiment):
     ids = torch.tensor([tokenizer.encode("def f0(x): return x").ids])
     assert torch.equal(model(ids).logits, again(ids).logits)
     assert tokenizer.to_str() == embedded.to_str()
+    assert Path("run/model/tokenizer_config.json").is_file()  # for transformers
     assert isinstance(FoxForCausalLM.from_pretrained("run/model"), FoxForCausalLM)
 
 
