@@ -44,6 +44,8 @@ check: .venv/installed
 bench: .venv/installed
 	$(RUN)/python benchmarks/attention_cpu.py
 	$(RUN)/python benchmarks/training_throughput.py
+	$(RUN)/python benchmarks/decode_differences.py
+	$(RUN)/python benchmarks/decode_cpu.py $(if $(wildcard runs/demo/model),--checkpoint runs/demo/model)
 
 # build/ is removed first: a module deleted from the sources would come back in the wheel.
 wheel: .venv/installed

@@ -130,3 +130,21 @@ def test_the_checks_come_first_and_then_the_middle_length(script):
     assert len({case.name for case in cases}) == len(cases)
     timed = {(c.what, c.D, c.H // c.H_kv) for c in cases if not c.check}
     assert timed == {(c.what, c.D, c.H // c.H_kv) for c in checks}
+
+
+def test_decoding_is_measured_beside_transformers(tmp_path):
+    pytest.importorskip("transformers")
+    script, output = SCRIPT.with_name("decode_cpu.py"), tmp_path / "decode.json"
+    sizes = ["--contexts", "512", "--rounds", "2", "--steps", "2", "--output", output]
+    done = subprocess.run([sys.executable, script, *sizes], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = {row["way"]: row for row in json.loads(output.read_text())["rows"]}
+    assert output.with_suffix(".png").stat().st_size > 10_000
+    sizes = [row["parameters"] for row in rows.values()]
+    assert max(sizes) <= 1.01 * min(sizes)
+    evicting, exact = rows["fox evicting, mixed gates"], rows["fox"]
+    assert evicting["share_of_keys_kept"] < exact["share_of_keys_kept"] == 1
+    assert evicting["cache_mebibytes"] < exact["cache_mebibytes"]
+    for row in rows.values():
+        assert row["tokens_per_second"] > 0
+        assert len(row["seconds_of_rounds"]) == 2
