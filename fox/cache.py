@@ -116,7 +116,7 @@ class LayerCache(ABC):
     def positions(self, T: int, tokens: Sequence[int], device: torch.device) -> Tensor:
         """(B, T) int64, the place of each token in its row's text; below it in padding."""
         first = [n - (T - new) for n, new in zip(self.lengths, tokens, strict=True)]
-        return torch.tensor(first, device=device)[:, None] + torch.arange(T, device=device)
+        return sent(first, device)[:, None] + torch.arange(T, device=device)
 
     def select(self: Rows, index: Tensor) -> Rows:
         """A new cache of the rows at these places of the batch."""
@@ -124,8 +124,8 @@ class LayerCache(ABC):
         for name in ("k_rows", "v_rows"):
             tail = getattr(self, name)
             setattr(chosen, name, tail and tail.select(index))
-        chosen.lengths = [self.lengths[b] for b in index.tolist()]
-        chosen.floor = [self.floor[b] for b in index.tolist()]
+        rows = index.tolist()
+        chosen.lengths, chosen.floor = ([x[b] for b in rows] for x in (self.lengths, self.floor))
         self._select(chosen, index)
         return chosen
 
@@ -150,12 +150,18 @@ class LayerCache(ABC):
         return joined
 
     def to(self: Rows, device: torch.device) -> Rows:
-        """The same state on a device; memory that is there already is shared."""
+        """A copy on a device."""
         moved = copy.copy(self)
         for name, value in vars(self).items():
-            if isinstance(value, (Tensor, Tail)):
+            if isinstance(value, Tensor):
+                setattr(moved, name, value.to(device, copy=True))
+            elif isinstance(value, Tail):
                 setattr(moved, name, value.to(device))
         return moved
+
+    def kind(self) -> tuple[object, ...]:
+        """What caches must share for their rows to stand in one."""
+        return (type(self), self.rollback, self.max_length)
 
     def bytes(self) -> int:
         """Bytes allocated."""
@@ -206,13 +212,13 @@ class SlotCache(LayerCache):
         backend: str | None,
     ) -> Tensor:
         T = q.shape[1]
-        self._make_room(max(tokens, default=0))
+        self._make_room(max(tokens, default=T))
         rest: dict[str, Any] = {"logit_bound": logit_bound, "backend": backend}
         rest |= {"log_pruning_tolerance": log_pruning_tolerance}
         held = (self.k.transpose(1, 2), self.v.transpose(1, 2), self.lambda_.transpose(1, 2))
         if min(tokens, default=T) == T:
             alike = len(set(self.lengths)) <= 1
-            filled = self.lengths[0] if alike and self.lengths else self._lengths_tensor()
+            filled = max(self.lengths, default=0) if alike else sent(self.lengths, q.device)
             out = forgetting_attention_with_kvcache(q, *held, k, v, log_f, filled, **rest)
         else:  # Padded chunks are rare: each row goes alone, so that padding is never stored.
             out = torch.zeros_like(q)
@@ -253,9 +259,6 @@ class SlotCache(LayerCache):
             new[:, :, :held] = old[:, :, :held]
             setattr(self, name, new)
 
-    def _lengths_tensor(self) -> Tensor:
-        return torch.tensor(self.lengths, device=self.k.device)
-
     def kept(self) -> Tensor:
         return torch.tensor(self.lengths)[:, None].repeat(1, self.k.shape[1])
 
@@ -280,6 +283,12 @@ class SlotCache(LayerCache):
                 parts.append(part.new_empty(len(part), *parts[0].shape[1:]))
                 parts[-1][:, :, :held] = part[:, :, :held]
             setattr(self, name, torch.cat(parts))
+
+
+def sent(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """(len(numbers),) int64 on a device, without waiting for it."""
+    here = torch.tensor(numbers, dtype=torch.int64, pin_memory=device.type == "cuda")
+    return here.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -347,6 +356,21 @@ class FoxCache:
         """Whether keys that can matter no more are dropped."""
         return any(not isinstance(layer, SlotCache) for layer in self.layers)
 
+    def check(self, layers: int) -> None:
+        """Refuses a cache of another model, and one that a broken call has left half way."""
+        if len(self.layers) != layers:
+            raise ValueError(
+                f"the cache was made for {len(self.layers)} layers, but the model has {layers}; "
+                "make one with its new_cache"
+            )
+        for number, layer in enumerate(self.layers):
+            if layer.lengths != self.layers[0].lengths:
+                raise ValueError(
+                    "a call that was broken off has left this cache half way: layer 0 has read "
+                    f"{self.lengths} tokens of its rows, layer {number} {layer.lengths}; read the "
+                    "text again with a new cache"
+                )
+
     def reserve(self, tokens: int) -> None:
         """Allocates room for that many more tokens in each row at once.
 
@@ -395,8 +419,7 @@ class FoxCache:
         return FoxCache([column[0].join(column[1:]) for column in columns])
 
     def _kind(self) -> tuple[object, ...]:
-        first = self.layers[0]
-        return (type(first), len(self.layers), first.rollback, first.max_length)
+        return (len(self.layers), *self.layers[0].kind())
 
     def crop(self, length: int | Sequence[int]) -> None:
         """Forgets the tokens behind the first `length` of each row, as if never read.
@@ -430,7 +453,7 @@ class FoxCache:
             layer.crop(list(kept))
 
     def to(self, device: str | torch.device) -> "FoxCache":
-        """The same state on a device; memory that is there already is shared."""
+        """A copy on a device."""
         return FoxCache([layer.to(torch.device(device)) for layer in self.layers])
 
     def report(self) -> CacheReport:

@@ -370,6 +370,11 @@ class ForgettingAttention(nn.Module):
         bound, cap = self.logit_bound(), None
         if bound is None and logit_cap is not None:
             bound, cap = torch.full((self.num_heads,), logit_cap, device=device), logit_cap
+        if tolerance is not None and not tolerance <= 0:
+            raise ValueError(
+                "log_pruning_tolerance is the logarithm of a share of the attention weight: "
+                f"expected None or at most 0, but got {tolerance}"
+            )
         if log_pruning_tolerance is not None and (bound is None or self.fgate_type == "none"):
             raise ValueError(
                 "a cache drops keys by log_pruning_tolerance only where gates forget and a bound "
@@ -397,9 +402,10 @@ class ForgettingAttention(nn.Module):
             b = b.repeat_interleave(self.num_heads // self.num_kv_heads, dim=0)
         if self.rope_base is not None:
             a, b = (x.view(-1, 2, self.head_dim // 2).amax(1) for x in (a, b))
-        # The margin covers the rounding of q and k to bfloat16, the coarsest input.
-        largest = (a * b).amax(-1) * math.sqrt(self.head_dim) * (1 + 2**-7)
-        return largest.expand(self.num_heads)
+        # The margin covers the rounding of q and k to bfloat16, the coarsest input, after the norm
+        # and after the rotation: 2^-8 each.
+        margin = (1 + 2**-7) if self.rope_base is None else (1 + 2**-6)
+        return ((a * b).amax(-1) * math.sqrt(self.head_dim) * margin).expand(self.num_heads)
 
 
 def linear_float32(x: Tensor, layer: nn.Linear) -> Tensor:

@@ -136,8 +136,11 @@ class FoxModel(nn.Module):
                 place. Only without gradients.
 
         Raises:
-            ValueError: shapes do not fit, or the padding has holes.
+            ValueError: shapes do not fit, the padding has holes, or the cache is another model's
+                or one that a call has left half way by raising.
         """
+        if cache is not None:
+            cache.check(len(self.layers))
         x = self._embedded(input_ids, inputs_embeds)
         B, T, _ = x.shape
         if cu_seqlens is not None:

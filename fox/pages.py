@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fox.cache import LayerCache
+from fox.cache import LayerCache, sent
 from fox.kernels import forgetting_attention_with_kvcache, paged_attention, sort_pages
 from fox.kernels.gates import running_log_gates
 from fox.tail import Tail
@@ -113,10 +113,12 @@ class PagedCache(LayerCache):
         running, reach = self._gates(log_f, tokens)
         opened = self._open_pages(tokens)
         self._store(k, v, running, reach, tokens)
-        if q.shape[1] == 1 and min(tokens, default=1) == 1:
-            out = self._one_row(q, running, backend)
-        else:
-            out = self._rows(q, tokens, backend)
+        try:
+            one = q.shape[1] == 1
+            out = self._one_row(q, running, backend) if one else self._rows(q, tokens, backend)
+        except BaseException:  # or an interrupt: the tokens have been stored, but not read
+            self._crop(self.lengths)
+            raise
         self.total.append(running, tokens)
         self.total_reach.append(reach, tokens)
         self.advance(tokens)
@@ -125,6 +127,9 @@ class PagedCache(LayerCache):
             self._evict()
         return out
 
+    def kind(self) -> tuple[object, ...]:
+        return (*super().kind(), self.log_tolerance, self.logit_cap)
+
     def kept(self) -> Tensor:
         filled = (self._lengths()[self._row()] - self._used("number") * PAGE).clamp(max=PAGE)
         kept = torch.zeros(self.open.numel(), dtype=torch.int64, device=self.k.device)
@@ -132,13 +137,17 @@ class PagedCache(LayerCache):
 
     def _check_cap(self, q: Tensor, k: Tensor, tokens: Sequence[int]) -> None:
         T = q.shape[1]
-        real = self.positions(T, tokens, q.device) >= self._lengths()[:, None]
+        if max(tokens, default=0) == 0:
+            return
+        padding = self.positions(T, tokens, q.device) < self._lengths()[:, None]
         q_norm, k_norm = (
-            torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).mul(real[..., None]).amax(1)
-            for x in (q, k)
+            torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
+            .masked_fill(padding[..., None], 0.0)
+            .amax(1)
+            for x in (q, k.to(self.k.dtype))
         )
-        self.largest_key = torch.maximum(self.largest_key, k_norm)
-        pairs = q_norm.view(*self.open.shape, -1) * self.largest_key[..., None]
+        largest_key = torch.maximum(self.largest_key, k_norm)
+        pairs = q_norm.view(*self.open.shape, -1) * largest_key[..., None]
         largest = float(pairs.max()) / math.sqrt(q.shape[-1])
         if not largest <= self.logit_cap:  # type: ignore[operator]
             raise ValueError(
@@ -146,13 +155,14 @@ class PagedCache(LayerCache):
                 f"{self.logit_cap}, but the norms of q and k now allow {largest:.4g}; read the "
                 "text again with a larger logit_cap"
             )
+        self.largest_key = largest_key
 
     def _gates(self, log_f: Tensor, tokens: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Running log gates and ln sum exp(-lambda) of a chunk, each (B, T, H) float64."""
         T = log_f.shape[1]
         start = None
         if min(tokens, default=T) < T:
-            start = torch.tensor([T - new for new in tokens], device=log_f.device)
+            start = sent([T - new for new in tokens], log_f.device)
         running = running_log_gates(log_f, start, self.total.back(0))
         steps = -running
         if start is not None:
@@ -181,6 +191,8 @@ class PagedCache(LayerCache):
         self.owner[new] = row * K + head
         self.number[new] = number
         self.running[new] = math.inf
+        # A page may come from a row of NaNs, and what is not visible must be finite at least.
+        self.k[new] = self.v[new] = 0.0
         self._sort()
         return True
 
@@ -225,7 +237,7 @@ class PagedCache(LayerCache):
     def _one_row(self, q: Tensor, running: Tensor, backend: str | None) -> Tensor:
         """(B, 1, H, D): one row each sees all pages where they lie."""
         owner = self._used("owner")
-        now = running.reshape(self.open.numel(), -1)  # (B K, G)
+        now = running.reshape(self.open.numel(), self.running.shape[1])  # (B K, G)
         bias = (now[owner].unsqueeze(-1) - self._used("running")).float()
         pages = self._used("k"), self._used("v")
         out = paged_attention(
@@ -292,13 +304,13 @@ class PagedCache(LayerCache):
             setattr(self, name, new)
 
     def _select(self, chosen: "PagedCache", index: Tensor) -> None:
-        rows = self._row()
-        places = [(rows == b).nonzero().squeeze(1) for b in index]
+        K = self.open.shape[1]
+        borders = self.borders[::K].tolist()
+        places = [self.order[borders[b] : borders[b + 1]] for b in index.tolist()]
         pages = torch.cat([index[:0], *places])
         for name in _POOL:
             setattr(chosen, name, getattr(self, name)[pages])
-        K = self.open.shape[1]
-        counts = index.new_tensor([len(place) for place in places])
+        counts = sent([len(place) for place in places], index.device)
         row = torch.arange(len(places), device=index.device).repeat_interleave(counts)
         chosen.owner = row * K + chosen.owner % K
         chosen.used = len(pages)
@@ -313,12 +325,11 @@ class PagedCache(LayerCache):
         self.lengths = lengths
         self._free(self._used("number") * PAGE >= self._lengths()[self._row()])
         self._sort()
-        slots = torch.arange(PAGE, device=self.k.device)
-        for b, n in enumerate(lengths):
+        for page, n in zip(self.open, lengths, strict=True):
             if n % PAGE:
-                self.running[self.open[b]] = self.running[self.open[b]].masked_fill(
-                    slots >= n % PAGE, math.inf
-                )
+                empty = slice(n % PAGE, PAGE)
+                self.running[page, :, empty] = math.inf
+                self.k[page, empty] = self.v[page, empty] = 0.0
 
     def _join(self, others: Sequence["PagedCache"]) -> None:
         caches, rows = (self, *others), 0
@@ -345,4 +356,4 @@ class PagedCache(LayerCache):
         return self._used("owner") // self.open.shape[1]
 
     def _lengths(self) -> Tensor:
-        return torch.tensor(self.lengths, dtype=torch.int64, device=self.k.device)
+        return sent(self.lengths, self.k.device)

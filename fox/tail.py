@@ -25,8 +25,8 @@ class Tail:
         self.end = self.depth
 
     def back(self, rows: int) -> Tensor:
-        """(B, ...), the row so many before the last; 0 is the last."""
-        return self.rows[:, self.end - 1 - rows]
+        """(B, ...), the row so many before the last, or the oldest that crops have left."""
+        return self.rows[:, max(self.end - 1 - rows, 0)]
 
     def append(self, new: Tensor, tokens: Sequence[int]) -> None:
         """Adds the last tokens[b] of the rows (B, T, ...) to sequence b."""
@@ -54,7 +54,7 @@ class Tail:
 
     def to(self, device: torch.device) -> "Tail":
         moved = copy.copy(self)
-        moved.rows = self.rows.to(device)
+        moved.rows = self.rows.to(device, copy=True)
         return moved
 
     @staticmethod
@@ -73,7 +73,7 @@ class Tail:
         return self.rows[:, place.clamp(min=0)]
 
     def _restart(self, rows: Tensor) -> None:
-        self.rows[:, self.depth - rows.shape[1] : self.depth] = rows
+        self.rows[:, : self.depth] = rows
         self.end = self.depth
 
     def _append_ragged(self, new: Tensor, tokens: Sequence[int]) -> None:

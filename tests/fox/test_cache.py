@@ -1,5 +1,7 @@
 """A cache is the text that it has read: decoding through it equals one full pass."""
 
+import copy
+
 import pytest
 import torch
 
@@ -189,6 +191,41 @@ def test_crops_and_steps_may_alternate_as_long_as_they_stay_within_the_rollback(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("change", ["to", "select", "cat", "deepcopy"])
+def test_a_copy_and_its_original_go_different_ways(fox_pro, new_cache, change):
+    ids, more = random_ids(1, 70), random_ids(2, 9, seed=2)
+    cache = new_cache(fox_pro, 1)
+    fox_pro(ids, cache=cache)
+    copies = {
+        "to": lambda: cache.to("cpu"),
+        "select": lambda: cache.select([0]),
+        "cat": lambda: FoxCache.cat([cache]),
+        "deepcopy": lambda: copy.deepcopy(cache),
+    }
+    both = [cache, copies[change]()]
+    logits = [[], []]
+    for token in more.split(1, dim=1):
+        for b in range(2):
+            logits[b].append(fox_pro(token[b : b + 1], cache=both[b]).logits)
+    for b in range(2):
+        whole = fox_pro(torch.cat([ids, more[b : b + 1]], dim=1)).logits[:, 70:]
+        torch.testing.assert_close(torch.cat(logits[b], dim=1), whole, **CLOSE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [0, 2])
+def test_no_rows_and_no_tokens_are_nothing_to_do(variant, rows):
+    cache = variant.new_cache(rows)
+    for T in (0, 1, 0, 3):
+        assert variant(random_ids(rows, T), cache=cache).logits.shape == (rows, T, 31)
+    mask = torch.zeros(rows, 1, dtype=torch.int64)
+    variant(random_ids(rows, 1), attention_mask=mask, cache=cache)
+    cache.crop(0)
+    assert cache.select([]).repeat_interleave(2).lengths == []
+    assert cache.lengths == [0] * rows
+
+
+@torch.no_grad()
 def test_a_plain_cache_without_token_shift_can_be_cropped_to_any_length(build, fox_pro):
     model = build(fox_pro.config.replace(use_k_shift=False, use_v_shift=False))
     ids, cache = random_ids(1, 80), model.new_cache(1)
@@ -275,6 +312,31 @@ def test_what_cannot_be_done_to_a_cache_is_said(fox_pro, change, message):
     fox_pro(random_ids(2, 5), cache=cache)
     with pytest.raises(ValueError, match=message):
         change(cache)
+
+
+@torch.no_grad()
+def test_caches_that_forget_otherwise_are_not_joined(fox_pro):
+    caches = [fox_pro.new_cache(1, log_pruning_tolerance=e) for e in (-10.0, -20.0)]
+    with pytest.raises(ValueError, match="same options, but got 2 of 2 kinds"):
+        FoxCache.cat(caches)
+
+
+@torch.no_grad()
+def test_a_cache_whose_layers_are_out_of_step_is_refused(fox_pro, new_cache, monkeypatch):
+    ids, cache = random_ids(1, 5), new_cache(fox_pro, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(fox_pro.model.layers[1].attn, "forward", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fox_pro(ids, cache=cache)
+    match = r"broken off .* layer 0 has read \[5\] tokens of its rows, layer 1 \[0\]; read"
+    with pytest.raises(ValueError, match=match):
+        fox_pro(ids, cache=cache)
+    with pytest.raises(ValueError, match="made for 1 layers, but the model has 2"):
+        fox_pro(ids, cache=FoxCache(new_cache(fox_pro, 1).layers[:1]))
+
+
+def interrupted(*arguments, **options):
+    raise KeyboardInterrupt
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fox import ForgettingAttention, FoxCache
+from fox.layers import rotate
 from fox.pages import PAGE, PagedCache
 
 TOLERANCE = -10.0
@@ -150,6 +151,22 @@ def test_the_bound_holds_for_another_text_after_a_crop(bound):
     assert (torch.cat(outs, 1)[0] - full).abs().max() <= 2 * math.exp(TOLERANCE) * 4 + 1e-5
 
 
+@pytest.mark.parametrize("steps", [1, 5])
+def test_what_a_crop_took_back_evicts_nothing_when_a_page_is_opened_later(steps):
+    """The strong gates at the end of the first text were never read by the second."""
+    T, back = 220, 31
+    q, k, v, log_f = stream(T, [0.0] * 4, seed=1)
+    log_f[:, T - back :] = -8.0
+    cache = paged(rollback=back)
+    for t in range(T):
+        cache.attend(*(x[:, t : t + 1] for x in (q, k, v, log_f)), [1], None, None, None)
+    cache.crop([T - back])
+    more = stream(2 * back, [0.0] * 4, seed=2)
+    for t in range(0, 2 * back - steps, steps):
+        cache.attend(*(x[:, t : t + steps] for x in more), [steps], None, None, None)
+        assert (cache.kept() == cache.lengths[0]).all()
+
+
 def test_memory_follows_the_tokens_kept_and_stays_bounded_for_a_head_that_forgets():
     sizes = []
     cache = paged(H=2, K=2)
@@ -174,6 +191,54 @@ def test_a_reset_gives_all_pages_before_it_back():
     cache = paged()
     cache.attend(q, k, v, log_f, [320], None, None, None)
     assert cache.kept().tolist() == [[320 - 128] * 2]
+
+
+def test_a_page_shows_nothing_of_the_row_that_had_it_before():
+    q, k, v, log_f = stream(256, [LOCAL] * 4, seed=0)
+    cache, poisoned = paged(B=2), (k.clone(), v.clone())
+    poisoned[0][:, :128], poisoned[1][:, :128] = math.nan, math.nan
+    for chunk in torch.arange(256).split(1):
+        rows = (
+            torch.cat([x, y])[:, chunk]
+            for x, y in zip((q, *poisoned, log_f), (q, k, v, log_f), strict=True)
+        )
+        out = cache.attend(*rows, [1, 1], None, None, None)
+        assert out[1].isfinite().all()
+    assert (cache.kept() <= 128).all()
+    assert cache.k.isfinite().all()
+
+
+def test_cropped_tokens_leave_nothing_in_their_page():
+    q, k, v, log_f = stream(20, [LOCAL] * 4, seed=0)
+    cache = paged(rollback=5)
+    k[:, 15:], v[:, 15:] = math.nan, math.inf
+    cache.attend(q, k, v, log_f, [20], None, None, None)
+    cache.crop([15])
+    out = cache.attend(*(x[:, :1] for x in (q, k, v, log_f)), [1], None, None, None)
+    assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("T", [1, 70])
+def test_a_step_that_is_broken_off_has_never_been(T, monkeypatch):
+    q, k, v, log_f = stream(300, [LOCAL, GLOBAL] * 2, seed=0)
+    cache, whole = paged(), paged()
+    chunks = [slice(0, 63), slice(63, 64), slice(64, 64 + T), slice(64 + T, 64 + T + 1)]
+    for chunk in chunks:
+        parts = [x[:, chunk] for x in (q, k, v, log_f)]
+        size = [parts[0].shape[1]]
+        if chunk.start == 64:
+            with monkeypatch.context() as patch:
+                for name in ("paged_attention", "forgetting_attention_with_kvcache"):
+                    patch.setattr(f"fox.pages.{name}", interrupted)
+                with pytest.raises(KeyboardInterrupt):
+                    cache.attend(*(2 * x for x in parts), size, None, None, None)
+            assert cache.lengths == [64]
+        expected = whole.attend(*parts, size, None, None, None)
+        assert torch.equal(cache.attend(*parts, size, None, None, None), expected)
+
+
+def interrupted(*arguments, **options):
+    raise KeyboardInterrupt
 
 
 @torch.no_grad()
@@ -258,4 +323,34 @@ def test_eviction_needs_gates_and_a_bound(fox_pro):
         softmax.new_cache(1, log_pruning_tolerance=TOLERANCE)
     bounded_layer = ForgettingAttention(32, 4, qk_norm=True, log_pruning_tolerance=TOLERANCE)
     assert isinstance(bounded_layer.new_cache(1), PagedCache)
+    for tolerance in (0.5, math.nan):
+        with pytest.raises(ValueError, match=f"None or at most 0, but got {tolerance}"):
+            bounded_layer.new_cache(1, log_pruning_tolerance=tolerance)
     assert not fox_pro.new_cache(1).evicts
+
+
+def test_the_bound_covers_every_rounding_of_a_rotated_key_in_16_bits():
+    layer = ForgettingAttention(8, 4, qk_norm=True, use_rope=True)
+    for norm in (layer.q_norm, layer.k_norm):
+        norm.weight.data.fill_(1 + 2**-8 + 2**-12)  # bfloat16 makes 1 + 2^-7 of it
+    q = layer.q_norm(torch.full((1, 4000, 4, 2), 100.0, dtype=torch.bfloat16))
+    q = rotate(q, torch.arange(4000)[None], 500000.0).float()
+    largest = (q * q).sum(-1).max() / math.sqrt(2)
+    assert largest <= layer.logit_bound().min()
+    assert largest > layer.logit_bound().min() * (1 - 2**-7)
+
+
+@torch.no_grad()
+def test_a_cap_is_checked_for_tokens_alone_and_on_what_is_stored():
+    torch.manual_seed(0)
+    layer, x = ForgettingAttention(32, 4), torch.randn(2, 6, 32)
+    options = {"log_pruning_tolerance": TOLERANCE, "logit_cap": 50.0}
+    cache = layer.new_cache(2, **options)
+    x[0, :2] = math.nan  # padding
+    layer(x, seq_start=torch.tensor([2, 0]), cache=cache)
+    assert layer(x[:, :0], cache=cache).shape == (2, 0, 32)
+    assert cache.lengths == [4, 6]
+    assert layer(x[:0], cache=layer.new_cache(0, **options)).shape == (0, 6, 32)
+    with pytest.raises(ValueError, match="no logit exceeds"):
+        layer(1e3 * x[:, 2:], cache=cache)
+    layer(x[:, 2:], cache=cache)  # the refused keys do not count
