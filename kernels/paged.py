@@ -107,7 +107,8 @@ def _merge(out: Tensor, lse: Tensor, owner: Tensor, owners: int) -> Tensor:
     weight = (lse - largest[owner]).exp()
     total = torch.zeros_like(largest).index_add_(0, owner, weight)
     summed = out.new_zeros(owners, *out.shape[1:]).index_add_(0, owner, out * weight[..., None])
-    return torch.where(total[..., None] > 0, summed / total[..., None], 0.0)
+    # Not "> 0": NaN shall stay NaN.
+    return torch.where(total[..., None] == 0, 0.0, summed / total[..., None])
 
 
 def _check(q: Tensor, k_pages: Tensor, v_pages: Tensor, bias: Tensor, owner: Tensor) -> None:

@@ -195,27 +195,31 @@ def test_a_reset_gives_all_pages_before_it_back():
 
 def test_a_page_shows_nothing_of_the_row_that_had_it_before():
     q, k, v, log_f = stream(256, [LOCAL] * 4, seed=0)
-    cache, poisoned = paged(B=2), (k.clone(), v.clone())
-    poisoned[0][:, :128], poisoned[1][:, :128] = math.nan, math.nan
-    for chunk in torch.arange(256).split(1):
-        rows = (
-            torch.cat([x, y])[:, chunk]
-            for x, y in zip((q, *poisoned, log_f), (q, k, v, log_f), strict=True)
-        )
+    cache, alone = paged(B=2), paged()
+    poisoned = q, k.clone(), v.clone(), log_f
+    poisoned[1][:, :128], poisoned[2][:, :128] = math.nan, math.nan
+    for t in range(256):
+        rows = [
+            torch.cat([x, y])[:, t : t + 1] for x, y in zip(poisoned, (q, k, v, log_f), strict=True)
+        ]
         out = cache.attend(*rows, [1, 1], None, None, None)
-        assert out[1].isfinite().all()
-    assert (cache.kept() <= 128).all()
-    assert cache.k.isfinite().all()
+        expected = alone.attend(*(x[1:] for x in rows), [1], None, None, None)
+        torch.testing.assert_close(out[1:], expected)
+        assert t >= 128 or out[0].isnan().all()
+    assert out.isfinite().all()  # what was not is gone
 
 
 def test_cropped_tokens_leave_nothing_in_their_page():
     q, k, v, log_f = stream(20, [LOCAL] * 4, seed=0)
-    cache = paged(rollback=5)
-    k[:, 15:], v[:, 15:] = math.nan, math.inf
-    cache.attend(q, k, v, log_f, [20], None, None, None)
+    cache, never = paged(rollback=5), paged(rollback=5)
+    poisoned = q, k.clone(), v.clone(), log_f
+    poisoned[1][:, 15:], poisoned[2][:, 15:] = math.nan, math.inf
+    cache.attend(*poisoned, [20], None, None, None)
     cache.crop([15])
-    out = cache.attend(*(x[:, :1] for x in (q, k, v, log_f)), [1], None, None, None)
-    assert out.isfinite().all()
+    never.attend(*(x[:, :15] for x in (q, k, v, log_f)), [15], None, None, None)
+    step = [x[:, 15:16] for x in (q, k, v, log_f)]
+    out, expected = (c.attend(*step, [1], None, None, None) for c in (cache, never))
+    torch.testing.assert_close(out, expected)
 
 
 @pytest.mark.parametrize("T", [1, 70])
