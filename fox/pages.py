@@ -111,12 +111,12 @@ class PagedCache(LayerCache):
         if self.logit_cap is not None:
             self._check_cap(q, k, tokens)
         running, reach = self._gates(log_f, tokens)
-        opened = self._open_pages(tokens)
-        self._store(k, v, running, reach, tokens)
         try:
+            opened = self._open_pages(tokens)
+            self._store(k, v, running, reach, tokens)
             one = q.shape[1] == 1
             out = self._one_row(q, running, backend) if one else self._rows(q, tokens, backend)
-        except BaseException:  # or an interrupt: the tokens have been stored, but not read
+        except BaseException:  # or an interrupt: what has been stored was never read
             self._crop(self.lengths)
             raise
         self.total.append(running, tokens)
@@ -182,10 +182,9 @@ class PagedCache(LayerCache):
         if not pages:
             return False
         K = self.open.shape[1]
-        first, self.used = self.used, self.used + len(pages) * K
-        if self.used > len(self.k):
-            self._resize(first)
-        new = slice(first, self.used)
+        new = slice(self.used, self.used + len(pages) * K)
+        if new.stop > len(self.k):
+            self._resize(new.stop)
         row, number = torch.tensor(pages, device=self.k.device).repeat_interleave(K, 0).unbind(1)
         head = torch.arange(K, device=self.k.device).repeat(len(pages))
         self.owner[new] = row * K + head
@@ -193,6 +192,7 @@ class PagedCache(LayerCache):
         self.running[new] = math.inf
         # A page may come from a row of NaNs, and what is not visible must be finite at least.
         self.k[new] = self.v[new] = 0.0
+        self.used = new.stop
         self._sort()
         return True
 
@@ -294,13 +294,13 @@ class PagedCache(LayerCache):
             self._resize(left)
         self._sort()
 
-    def _resize(self, held: int) -> None:
+    def _resize(self, used: int) -> None:
         """An eighth more pages than are used: small steps, as the last pages of all heads are."""
-        pages = self.used + self.used // 8
+        pages = used + used // 8
         for name in _POOL:
             old = getattr(self, name)
             new = old.new_zeros(pages, *old.shape[1:])
-            new[:held] = old[:held]
+            new[: self.used] = old[: self.used]
             setattr(self, name, new)
 
     def _select(self, chosen: "PagedCache", index: Tensor) -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fox import ForgettingAttention, FoxCache
+from fox import ForgettingAttention, FoxCache, pages
 from fox.layers import rotate
 from fox.pages import PAGE, PagedCache
 
@@ -222,8 +222,16 @@ def test_cropped_tokens_leave_nothing_in_their_page():
     torch.testing.assert_close(out, expected)
 
 
-@pytest.mark.parametrize("T", [1, 70])
-def test_a_step_that_is_broken_off_has_never_been(T, monkeypatch):
+@pytest.mark.parametrize(
+    ("T", "owner", "name"),
+    [
+        (1, pages, "paged_attention"),
+        (70, pages, "forgetting_attention_with_kvcache"),
+        (70, PagedCache, "_resize"),
+        (70, PagedCache, "_store"),
+    ],
+)
+def test_a_step_that_is_broken_off_has_never_been(T, owner, name, monkeypatch):
     q, k, v, log_f = stream(300, [LOCAL, GLOBAL] * 2, seed=0)
     cache, whole = paged(), paged()
     chunks = [slice(0, 63), slice(63, 64), slice(64, 64 + T), slice(64 + T, 64 + T + 1)]
@@ -232,8 +240,7 @@ def test_a_step_that_is_broken_off_has_never_been(T, monkeypatch):
         size = [parts[0].shape[1]]
         if chunk.start == 64:
             with monkeypatch.context() as patch:
-                for name in ("paged_attention", "forgetting_attention_with_kvcache"):
-                    patch.setattr(f"fox.pages.{name}", interrupted)
+                patch.setattr(owner, name, interrupted)
                 with pytest.raises(KeyboardInterrupt):
                     cache.attend(*(2 * x for x in parts), size, None, None, None)
             assert cache.lengths == [64]
