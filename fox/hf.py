@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
@@ -43,6 +44,14 @@ _FIELDS = [field.name for field in dataclasses.fields(FoxConfig)]
 
 def _is_loaded(weight: Tensor) -> bool:
     return getattr(weight, "_is_hf_initialized", False)  # transformers' mark
+
+
+def _check_cache(cache: object) -> None:
+    if not isinstance(cache, FoxHFCache | None):
+        raise ValueError(
+            "past_key_values must be a fox.hf.FoxHFCache, which keeps gates and shift states, "
+            f"but got a {type(cache).__name__}"
+        )
 
 
 class FoxHFConfig(PreTrainedConfig):
@@ -266,11 +275,7 @@ class FoxHFPreTrainedModel(PreTrainedModel):
             )
         if past_key_values is None and use_cache:
             past_key_values = FoxHFCache()
-        if not isinstance(past_key_values, FoxHFCache | None):
-            raise ValueError(
-                "past_key_values must be a fox.hf.FoxHFCache, which keeps gates and shift states, "
-                f"but got a {type(past_key_values).__name__}"
-            )
+        _check_cache(past_key_values)
         inputs = inputs_embeds if input_ids is None else input_ids
         assert inputs is not None
         B, T = inputs.shape[:2]
@@ -357,6 +362,7 @@ class FoxHFForCausalLM(FoxHFPreTrainedModel, GenerationMixin):
         Returns:
             logits: (B, T, V); loss, past_key_values, hidden_states where asked for.
         """
+        outputs.pop("tokenizer", None)  # of stop_strings, which generate hands on to every step
         trunk = self._features(
             input_ids,
             attention_mask,
@@ -392,6 +398,12 @@ class FoxHFForCausalLM(FoxHFPreTrainedModel, GenerationMixin):
                 "a FoX model decodes through its own cache: leave cache_implementation out, "
                 f"but got {generation_config.cache_implementation!r}"
             )
+        if generation_config.assistant_early_exit is not None:
+            raise ValueError(
+                "a FoX model cannot draft with its own first layers: leave assistant_early_exit "
+                "out, and give an assistant_model or prompt_lookup_num_tokens"
+            )
+        _check_cache(model_kwargs.get("past_key_values"))
         if generation_config.use_cache and model_kwargs.get("past_key_values") is None:
             model_kwargs["past_key_values"] = FoxHFCache()
             if generation_config.is_assistant:
@@ -408,3 +420,5 @@ class FoxHFForCausalLM(FoxHFPreTrainedModel, GenerationMixin):
 AutoConfig.register("fox", FoxHFConfig)
 AutoModel.register(FoxHFConfig, FoxHFModel)
 AutoModelForCausalLM.register(FoxHFConfig, FoxHFForCausalLM)
+# The Trainer's label smoothing shifts the labels of the classes in this list only.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["fox"] = FoxHFForCausalLM.__name__

@@ -1,14 +1,19 @@
 """FoX models inside transformers: the same numbers, its generation, its Trainer."""
 
+from string import ascii_letters
+
 import pytest
 import torch
+import torch.nn.functional as F
 from accelerate import dispatch_model
+from tokenizers import Tokenizer, decoders, models
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
     DynamicCache,
+    PreTrainedTokenizerFast,
     Trainer,
     TrainingArguments,
 )
@@ -36,6 +41,15 @@ def hf_of(model):
 def hf(fox_pro):
     """The FoX (Pro) of conftest for transformers."""
     return hf_of(fox_pro)
+
+
+@pytest.fixture
+def tokenizer():
+    """A letter per id of the small models."""
+    letters = {letter: place for place, letter in enumerate(ascii_letters[:31])}
+    tokenizer = Tokenizer(models.BPE(letters, merges=[]))
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
 @pytest.fixture
@@ -436,9 +450,26 @@ def test_a_cache_with_options_evicts(hf, continued):
     assert cache.fox.evicts
 
 
-def test_other_kinds_of_cache_are_refused(hf):
+def test_stop_strings_end_what_is_generated(hf, tokenizer, continued):
+    greedy = continued[0][:1]
+    stop = tokenizer.decode(greedy[0, 12:14])
+    assert stop not in tokenizer.decode(greedy[0, 9:13])
+    options = {"stop_strings": [stop], "tokenizer": tokenizer, "do_sample": False}
+    assert torch.equal(hf.generate(IDS[:1], max_new_tokens=12, **options), greedy[:, :14])
+    beams = hf.generate(IDS[:1], max_new_tokens=2, num_beams=3, **options)
+    assert beams.shape == (1, 11)
+
+
+def test_other_kinds_of_cache_are_refused(hf, fox_pro):
     with pytest.raises(ValueError, match="leave cache_implementation out, but got 'static'"):
         hf.generate(IDS, max_new_tokens=2, cache_implementation="static")
+    with pytest.raises(ValueError, match=r"must be a fox.hf.FoxHFCache.*got a FoxCache"):
+        hf.generate(IDS, max_new_tokens=2, past_key_values=fox_pro.new_cache(2))
+
+
+def test_a_draft_by_the_first_layers_is_refused(hf):
+    with pytest.raises(ValueError, match="leave assistant_early_exit out"):
+        hf.generate(IDS[:1], max_new_tokens=2, assistant_early_exit=1)
 
 
 def test_continuous_batching_is_refused(hf):
@@ -507,6 +538,17 @@ def test_checkpointing_recomputes_blocks_and_gives_the_same_gradients(build, fox
     assert calls == 2 + 4
     for name, gradient in gradients[0].items():
         assert torch.equal(gradients[1][name], gradient), name
+
+
+def test_smoothed_labels_are_shifted_too(fox_pro, hf, tmp_path):
+    options = {"report_to": [], "use_cpu": True, "disable_tqdm": True}
+    args = TrainingArguments(output_dir=tmp_path, label_smoothing_factor=0.1, **options)
+    rows = [{"input_ids": row, "labels": row} for row in IDS]
+    smoothed = Trainer(model=hf, args=args, eval_dataset=rows).evaluate()["eval_loss"]
+    expected = F.cross_entropy(
+        fox_pro(IDS).logits[:, :-1].flatten(0, 1), IDS[:, 1:].flatten(), label_smoothing=0.1
+    )
+    assert smoothed == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
