@@ -4,6 +4,7 @@ import dataclasses
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -187,14 +188,23 @@ def _read_files(folder: Path) -> Checkpoint:
             f"{CONFIG} there that was saved with them"
         )
     try:
-        fields = read_json(folder / CONFIG)
+        fields = _read_object(folder / CONFIG)
         config = read_config(fields)
         weights = _read_weights(folder)
+        tokenizer = None
+        if (folder / TOKENIZER).is_file():
+            _read_object(folder / TOKENIZER)  # Tokenizer.from_str cannot say what is wrong
+            tokenizer = (folder / TOKENIZER).read_text(encoding="utf-8")
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"cannot read the checkpoint {folder}: {error}") from error
-    file = folder / TOKENIZER
-    tokenizer = file.read_text(encoding="utf-8") if file.is_file() else None
     return Checkpoint(folder, format_of(fields), config, weights, tokenizer)
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    value = read_json(file)
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a JSON object in {file}, but it holds a {type(value).__name__}")
+    return value
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
@@ -202,7 +212,10 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         return load_file(folder / WEIGHTS)
     if (folder / INDEX).is_file():
         weights: dict[str, Tensor] = {}
-        for shard in sorted(set(read_json(folder / INDEX)["weight_map"].values())):
+        index = _read_object(folder / INDEX)
+        if "weight_map" not in index:
+            raise ValueError(f"{INDEX} names no shards: it has no weight_map")
+        for shard in sorted(set(index["weight_map"].values())):
             weights |= load_file(folder / shard)
         return weights
     if (folder / PICKLED).is_file():

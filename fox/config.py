@@ -2,7 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 _PRO = {
     "hidden_ratio": 3.5,
@@ -102,16 +102,11 @@ class FoxConfig:
     pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
+        self._check_types()
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(
                     f"FoxConfig.{name} must be at least 1, but got {getattr(self, name)}"
-                )
-        for name in ("hidden_act", "fgate_type", "ogate_act"):
-            allowed = get_args(get_type_hints(FoxConfig)[name])
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"FoxConfig.{name} must be one of {allowed}, but got {getattr(self, name)!r}"
                 )
         if self.hidden_size % self.num_heads:
             raise ValueError(
@@ -139,6 +134,18 @@ class FoxConfig:
                 "log_pruning_tolerance is the logarithm of a share of the attention weight: "
                 f"expected None or at most 0, but got {self.log_pruning_tolerance}"
             )
+
+    def _check_types(self) -> None:
+        for name, kind in get_type_hints(FoxConfig).items():
+            value, allowed = getattr(self, name), get_args(kind) or (kind,)
+            if get_origin(kind) is Literal:
+                if value not in allowed:
+                    raise ValueError(
+                        f"FoxConfig.{name} must be one of {allowed}, but got {value!r}"
+                    )
+            elif not isinstance(value, (*allowed, int) if float in allowed else allowed):
+                names = " or ".join(one.__name__.removesuffix("Type") for one in allowed)
+                raise ValueError(f"FoxConfig.{name} must be of type {names}, but got {value!r}")
 
     @property
     def head_dim(self) -> int:

@@ -231,6 +231,21 @@ def test_a_torn_file_is_said_in_one_line(tmp_path):
         load_checkpoint(folder)
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("config.json", "[1]", r"expected a JSON object in .*config\.json, but it holds a list"),
+        ("model.safetensors.index.json", "{}", r"index\.json names no shards: .* no weight_map"),
+        ("tokenizer.json", '{"model":', r"expected JSON in .*tokenizer\.json"),
+    ],
+)
+def test_a_file_of_another_kind_is_said_in_one_line(file, text, message, tmp_path):
+    folder = changed_golden(tmp_path, "fla_fox_gqa")
+    (folder / file).write_text(text)
+    with pytest.raises(ValueError, match=f"cannot read the checkpoint .*{message}"):
+        load_checkpoint(folder)
+
+
 def test_the_folder_of_a_config_that_cannot_be_read_is_named(tmp_path):
     folder = changed_golden(tmp_path, model_type="llama")
     with pytest.raises(ValueError, match=f"checkpoint {folder}: model_type 'llama' is unknown"):

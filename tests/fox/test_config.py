@@ -46,6 +46,10 @@ def test_mlp_width_is_rounded_up_to_256():
     ("fields", "message"),
     [
         ({"hidden_size": 9}, "hidden_size must be a multiple of num_heads, but got 9 and 2"),
+        ({"hidden_size": "8"}, "hidden_size must be of type int, but got '8'"),
+        ({"num_kv_heads": 2.0}, "num_kv_heads must be of type int or None, but got 2.0"),
+        ({"norm_eps": None}, "norm_eps must be of type float, but got None"),
+        ({"eos_token_id": [1, 2]}, r"eos_token_id must be of type int or None, but got \[1, 2\]"),
         ({"num_heads": 0}, "num_heads must be at least 1, but got 0"),
         ({"num_kv_heads": 3}, "num_heads must be a multiple of num_kv_heads, but got 2 and 3"),
         ({"fgate_type": "soft"}, "fgate_type must be one of .* but got 'soft'"),
@@ -60,6 +64,10 @@ def test_mlp_width_is_rounded_up_to_256():
 def test_values_that_do_not_fit_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
         FoxConfig(**(SMALL | fields))
+
+
+def test_a_whole_number_is_a_float_too():
+    assert FoxConfig(**SMALL, hidden_ratio=4, log_pruning_tolerance=-10).hidden_ratio == 4.0
 
 
 def test_an_unknown_preset_lists_the_known_ones():
