@@ -72,7 +72,7 @@ def write(
     min_p: float | None = None,
     repetition_penalty: float | None = None,
     num_beams: int | None = None,
-    length_penalty: float = 1.0,
+    length_penalty: float | None = None,
     stop_strings: list[str] | None = None,
     stop_token_ids: list[int] | None = None,
     seed: int = 0,
@@ -92,7 +92,7 @@ def write(
         min_p: sample among tokens of at least this times the largest probability.
         repetition_penalty: divides positive logits of tokens that were there, multiplies negative.
         num_beams: search the likeliest text instead, so many at a time; shown when it is found.
-        length_penalty: of num_beams: above 0 favours long texts, below 0 short ones.
+        length_penalty: of num_beams: above 0 favours long texts, below 0 short ones; 1 if None.
         seed: of the sampling; the same for each prompt.
         prefill_chunk: tokens of the prompt that are read at once.
         log_pruning_tolerance: ln of the largest share of its attention that a token may lose by
@@ -112,6 +112,8 @@ def write(
         raise ValueError(
             "num_beams searches and does not draw: leave out temperature, top_k, top_p and min_p"
         )
+    if num_beams is None and length_penalty is not None:
+        raise ValueError("length_penalty ranks what num_beams finds: give num_beams with it")
     device = next(model.parameters()).device
     if stop_token_ids is None:
         stop_token_ids = [] if model.config.eos_token_id is None else [model.config.eos_token_id]
@@ -129,6 +131,12 @@ def write(
     for text in prompt:
         text = sys.stdin.read() if text == "-" else text
         ids = tokenizer.encode(text, add_special_tokens=False).ids
+        largest, known = max(ids, default=0), model.config.vocab_size
+        if largest >= known:
+            raise ValueError(
+                f"the tokenizer gives token {largest}, but the model has {known}: put the "
+                "tokenizer.json that its training used into the folder"
+            )
         input_ids = torch.tensor([ids], dtype=torch.int64, device=device)
         cache = model.new_cache(1, **eviction)
         start = perf_counter()
@@ -150,7 +158,7 @@ def write(
                 input_ids,
                 max_new_tokens,
                 num_beams,
-                length_penalty=length_penalty,
+                length_penalty=1.0 if length_penalty is None else length_penalty,
                 cache=cache,
                 **common,
             )
@@ -188,7 +196,8 @@ def show(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run fox-generate with these arguments, or with those of the process.
 
-    Exit status: 0, 2 after a mistake of the user (one line on stderr), 130 after Ctrl-C.
+    Exit status: 0, 2 after a mistake of the user (one line on stderr), 130 after Ctrl-C, 141 when
+    nobody reads the text any more.
     """
     parser = Parser(
         prog="fox-generate",
@@ -203,6 +212,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         write(**options.as_dict())
+    except BrokenPipeError:
+        raise SystemExit(141) from None
     except (ValueError, OSError) as error:
         fail(str(error))
     except KeyboardInterrupt:

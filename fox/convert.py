@@ -33,6 +33,8 @@ COMPANIONS = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
     "generation_config.json",
 )
 
@@ -47,7 +49,7 @@ class Parser(ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run fox-convert with these arguments, or with those of the process.
 
-    A mistake of the user ends in one line on stderr and exit status 2.
+    Exit status: 0, 2 after a mistake of the user (one line on stderr), 130 after Ctrl-C.
     """
     parser = Parser(
         prog="fox-convert",
@@ -60,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         convert(**values)
     except (ValueError, OSError) as error:
         fail(str(error))
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 def fail(message: str) -> NoReturn:

@@ -223,6 +223,7 @@ def test_a_mistake_on_the_command_line_is_one_line(arguments, message, capsys):
     [
         (["--max_new_tokens", "0"], "max_new_tokens must be at least 1, but got 0"),
         (["--num_beams", "2", "--temperature", "0.5"], "num_beams searches and does not draw"),
+        (["--length_penalty", "2"], "give num_beams with it"),
         (["--prompt", ""], "at least one token"),
     ],
 )
@@ -235,3 +236,21 @@ def test_a_checkpoint_without_tokenizer_is_one_line(model, tmp_path, capsys):
     model.save_pretrained(tmp_path)
     line = error_of(["--checkpoint", str(tmp_path), "--prompt", "a"], capsys)
     assert "has no tokenizer: put the tokenizer.json" in line
+
+
+def test_a_tokenizer_of_another_model_is_one_line(build, fox_pro, tokenizer, tmp_path, capsys):
+    build(fox_pro.config.replace(vocab_size=50)).save_pretrained(tmp_path)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    line = error_of(["--checkpoint", str(tmp_path), "--prompt", "a~"], capsys)
+    assert "the tokenizer gives token 94, but the model has 50: put the tokenizer.json" in line
+
+
+def test_a_reader_that_leaves_ends_the_command_quietly(checkpoint):
+    call = ["--checkpoint", checkpoint, "--prompt", "some text", "--max_new_tokens", "2000"]
+    python = [sys.executable, "-c", "from fox.cli import main; main()"]
+    run = subprocess.Popen([*python, *call], stdout=PIPE, stderr=PIPE)
+    assert run.stdout.read(4) == b"some"
+    run.stdout.close()
+    assert run.stderr.read() == b""
+    run.stderr.close()
+    assert run.wait(timeout=60) == 141

@@ -94,6 +94,8 @@ def test_the_files_of_the_tokenizer_come_along_unchanged(tmp_path):
         "tokenizer_config.json": "{ }\n",
         "special_tokens_map.json": "{}",
         "generation_config.json": '{"top_k": 5}',
+        "chat_template.jinja": "{{ messages }}",
+        "tokenizer.model": "pieces",
         "merges.txt": "#version: 0.2\r\na b\r\n",
     }
     for name, text in texts.items():
@@ -132,6 +134,17 @@ def test_what_reads_back_changed_never_appears(tmp_path, monkeypatch, capsys):
     error = error_of([str(GOLDEN / "fox_pro"), str(tmp_path / "new" / "target")], capsys)
     assert error == "fox-convert: what was written reads back changed: model.norm.weight"
     assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_an_interrupt_leaves_nothing_behind(tmp_path, monkeypatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(convert, "verify", interrupt)
+    with pytest.raises(SystemExit) as exit_:
+        main([str(GOLDEN / "fox_pro"), str(tmp_path / "target")])
+    assert exit_.value.code == 130
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_config_or_dtype_or_sign_of_0_is_a_change(fox_pro, build):
