@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fox.cache import LayerCache, SlotCache
 from fox.config import FoxConfig
 from fox.kernels import forgetting_attention
+from fox.kernels.checks import without_autocast
 from fox.kernels.token_shift import token_shift
 from fox.pages import PagedCache
 from fox.tail import Tail
@@ -74,7 +75,7 @@ class TokenShiftLinear(nn.Module):
         `state` (B, H, D) stands before the first token of each row, `starts` (B, T) is True where a
         document begins, `padding` (B, T) on the left, where there is no token.
         """
-        y = rearrange(self.linear(x), "B T (H D) -> B T H D", H=self.num_heads)
+        y = self.linear(x).unflatten(-1, (self.num_heads, -1))
         state = None if state is None else state.to(y.dtype)
         if padding is not None:
             before = 0 if state is None else state.unsqueeze(1)
@@ -240,7 +241,7 @@ class ForgettingAttention(nn.Module):
         if cache is not None and seq_start is not None:
             tokens = [T - start for start in seq_start.tolist()]
 
-        q = rearrange(self.q_proj(x), "B T (H D) -> B T H D", D=self.head_dim)
+        q = self.q_proj(x).unflatten(-1, (self.num_heads, self.head_dim))
         k_rows, v_rows = (None, None) if cache is None else (cache.k_rows, cache.v_rows)
         k, k_new = self._project(self.k_proj, x, k_rows, document_starts, padding)
         v, v_new = self._project(self.v_proj, x, v_rows, document_starts, padding)
@@ -270,7 +271,7 @@ class ForgettingAttention(nn.Module):
 
         if self.output_norm is not None:
             out = self.output_norm(out)
-        out = rearrange(out, "B T H D -> B T (H D)")
+        out = out.flatten(2)
         if self.ogate_proj is not None:
             out = out * self.ogate_activation(self.ogate_proj(x))
         return self.o_proj(out)
@@ -296,7 +297,7 @@ class ForgettingAttention(nn.Module):
         if isinstance(projection, TokenShiftLinear):
             state = None if rows is None else rows.back(0)
             return projection(x, state, starts, padding)
-        y = rearrange(projection(x), "B T (H D) -> B T H D", D=self.head_dim)
+        y = projection(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
         return y, y
 
     def _attend(
@@ -410,8 +411,8 @@ class ForgettingAttention(nn.Module):
 
 def linear_float32(x: Tensor, layer: nn.Linear) -> Tensor:
     """The layer in float32, whatever the dtype of its weights, its input or autocast."""
-    with torch.autocast(x.device.type, enabled=False):
-        bias = layer.bias if layer.bias is None else layer.bias.float()
+    bias = layer.bias if layer.bias is None else layer.bias.float()
+    with without_autocast(x.device):
         return F.linear(x.float(), layer.weight.float(), bias)
 
 

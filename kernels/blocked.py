@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fox.kernels.checks import without_autocast
 from fox.kernels.gates import log_gate_gradient, running_log_gates
 from fox.kernels.tiled import backward_tiles, compute_dtype, forward_tiles, prepare
 from fox.kernels.tiles import Span
@@ -39,7 +40,7 @@ def blocked_attention(
     Args:
         engine: "aten" or "matmul"; None picks "aten" where it runs and works.
     """
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         running = running_log_gates(log_f, seq_start)
         spans = _spans(q, k, seq_start, cu_seqlens_q, cu_seqlens_k, window_size)
         tolerance, bound = log_pruning_tolerance, logit_bound
@@ -82,7 +83,7 @@ def blocked_attention_backward(
     row_bytes = 4 * H * (3 * T + 2 * T_k) * (D + 1)
     batch_rows = max(1, SCRATCH_BYTES * torch.get_num_threads() // max(1, row_bytes))
     tolerance = log_pruning_tolerance
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         for first in range(0, B, batch_rows):
             b = slice(first, first + batch_rows)
             start = None if seq_start is None else seq_start[b]

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fox.kernels.checks import without_autocast
 from fox.kernels.reference import reference_attention
 from fox.kernels.tiled import compute_dtype, forward_tiles, prepare
 from fox.kernels.tiles import Span
@@ -39,7 +40,7 @@ def cached_attention(
         k, v, running = (x[b, first:length] for x in (k_cache, v_cache, lambda_cache))
         start = None if seq_start is None else (seq_start[b] - first).clamp(0, length - first)
         bound = None if logit_bound is None else logit_bound[b]
-        with torch.autocast(q.device.type, enabled=False):
+        with without_autocast(q.device):
             if backend == "reference":
                 out = _by_definition(q[b], k, v, running, softmax_scale, start, window_size)
             elif T == 1:

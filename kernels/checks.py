@@ -6,6 +6,7 @@ Legend: B batch, T query rows, T_k keys, H query heads, H_kv key heads, D head s
 import importlib.util
 import math
 import os
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -13,6 +14,13 @@ from torch import Tensor
 BACKENDS = ("reference", "blocked", "flash")
 FLASH_HEAD_DIM = 256
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Where products stay in the dtype of their inputs; costs nothing where they do already."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def checked_backend(backend: str | None, q: Tensor) -> str:

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from fox.kernels.checks import checked_backend, require_flash
+from fox.kernels.checks import checked_backend, require_flash, without_autocast
 from fox.kernels.engines import aten_forward, aten_works, matmul_forward
 
 # Stands for -inf: a page without a visible slot has a finite log-sum-exp, and then weight 0.
@@ -70,7 +70,7 @@ def paged_attention(
     cpu = backend == "blocked" and q.device.type == "cpu"
     aten = cpu and dtype == torch.float32 and aten_works()
     engine = aten_forward if aten else matmul_forward
-    with torch.autocast(q.device.type, enabled=False):
+    with without_autocast(q.device):
         out, lse = engine(
             q.reshape(-1, G, D).to(dtype)[owner].unsqueeze(1),
             k_pages.to(dtype).unsqueeze(1),

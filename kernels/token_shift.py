@@ -55,7 +55,9 @@ def token_shift(
         state = y.new_zeros(y.shape[0], *y.shape[2:])
     if y.shape[1] == 0:
         return y, state
-    before = torch.cat([state.unsqueeze(1), y[:, :-1]], dim=1)
+    before = state.unsqueeze(1)
+    if y.shape[1] > 1:
+        before = torch.cat([before, y[:, :-1]], dim=1)
     if starts is not None:
         before = before.masked_fill(starts[:, :, None, None], 0)
     dtype = torch.promote_types(y.dtype, alpha.dtype)
