@@ -130,6 +130,8 @@ def write(
     }
     for text in prompt:
         text = sys.stdin.read() if text == "-" else text
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise ValueError("the prompt is no text: it holds bytes that are not UTF-8")
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         largest, known = max(ids, default=0), model.config.vocab_size
         if largest >= known:

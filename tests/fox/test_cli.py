@@ -225,6 +225,7 @@ def test_a_mistake_on_the_command_line_is_one_line(arguments, message, capsys):
         (["--num_beams", "2", "--temperature", "0.5"], "num_beams searches and does not draw"),
         (["--length_penalty", "2"], "give num_beams with it"),
         (["--prompt", ""], "at least one token"),
+        (["--prompt", os.fsdecode(b"caf\xe9")], "the prompt is no text: it holds bytes that"),
     ],
 )
 def test_a_wrong_option_is_one_line_and_nothing_is_printed(checkpoint, options, message, capsys):
