@@ -116,6 +116,8 @@ class LayerCache(ABC):
     def positions(self, T: int, tokens: Sequence[int], device: torch.device) -> Tensor:
         """(B, T) int64, the place of each token in its row's text; below it in padding."""
         first = [n - (T - new) for n, new in zip(self.lengths, tokens, strict=True)]
+        if len(set(first)) == 1:
+            return torch.arange(first[0], first[0] + T, device=device).expand(len(first), T)
         return sent(first, device)[:, None] + torch.arange(T, device=device)
 
     def select(self: Rows, index: Tensor) -> Rows:

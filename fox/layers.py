@@ -371,6 +371,11 @@ class ForgettingAttention(nn.Module):
         bound, cap = self.logit_bound(), None
         if bound is None and logit_cap is not None:
             bound, cap = torch.full((self.num_heads,), logit_cap, device=device), logit_cap
+        if (cap is None and logit_cap is not None) or (tolerance is None and cap is not None):
+            raise ValueError(
+                "logit_cap is for caches that drop keys by a log_pruning_tolerance, of models that "
+                "have no QK-norm to bound their logits: leave it out"
+            )
         if tolerance is not None and not tolerance <= 0:
             raise ValueError(
                 "log_pruning_tolerance is the logarithm of a share of the attention weight: "

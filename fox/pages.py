@@ -169,7 +169,10 @@ class PagedCache(LayerCache):
             padding = torch.arange(T, device=log_f.device) < start[:, None]
             steps = steps.masked_fill(padding[:, None], -math.inf)
         before = self.total_reach.back(0).unsqueeze(-1)
-        reach = torch.logcumsumexp(torch.cat([before, steps], dim=-1), dim=-1)[..., 1:]
+        if T == 1:
+            reach = torch.logaddexp(before, steps)
+        else:
+            reach = torch.logcumsumexp(torch.cat([before, steps], dim=-1), dim=-1)[..., 1:]
         return running.transpose(1, 2), reach.transpose(1, 2)
 
     def _open_pages(self, tokens: Sequence[int]) -> bool:

@@ -55,7 +55,7 @@ def cached_attention(
                     log_pruning_tolerance, bound,
                 )  # fmt: skip
         outs.append(out.to(q.dtype))
-    return torch.cat(outs)
+    return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
 def _by_definition(

@@ -28,7 +28,8 @@ def new_cache(request):
 
     def make(model, batch_size, **options):
         if request.param == "pages":
-            options |= {"log_pruning_tolerance": -80.0, "logit_cap": 1e4}
+            options |= {"log_pruning_tolerance": -80.0}
+            options |= {} if model.config.qk_norm else {"logit_cap": 1e4}
         cache = model.new_cache(batch_size, **options)
         tolerance = options.get("log_pruning_tolerance", model.config.log_pruning_tolerance)
         assert cache.evicts == (tolerance is not None)

@@ -332,6 +332,10 @@ def test_eviction_needs_gates_and_a_bound(fox_pro):
     softmax = ForgettingAttention(32, 4, qk_norm=True, fgate_type="none")
     with pytest.raises(ValueError, match="only where gates forget"):
         softmax.new_cache(1, log_pruning_tolerance=TOLERANCE)
+    for layer in (ForgettingAttention(32, 4), ForgettingAttention(32, 4, qk_norm=True)):
+        tolerance = None if layer.q_norm is None else TOLERANCE
+        with pytest.raises(ValueError, match="have no QK-norm to bound their logits: leave it out"):
+            layer.new_cache(1, log_pruning_tolerance=tolerance, logit_cap=9.0)
     bounded_layer = ForgettingAttention(32, 4, qk_norm=True, log_pruning_tolerance=TOLERANCE)
     assert isinstance(bounded_layer.new_cache(1), PagedCache)
     for tolerance in (0.5, math.nan):
