@@ -393,6 +393,23 @@ def test_a_model_assisted_by_lookup_or_by_another_still_decodes_greedily(variant
         assert torch.equal(assisted, greedy), options
 
 
+def test_rejected_drafts_are_taken_back_from_a_cache_that_evicts(fox_pro, build):
+    model = build(fox_pro.config.replace(log_pruning_tolerance=-20.0))
+    for layer in model.model.layers:
+        layer.attn.fgate_proj.weight.data.mul_(0.1)
+        layer.attn.fgate_proj.bias.data = torch.tensor([0.0, 1.0, 2.0, 8.0])
+    hf, half = hf_of(model), torch.randint(31, (1, 300))
+    prompt = torch.cat([half, half], dim=1)
+    cache = FoxHFCache()
+    cache.activate_past_recording()
+    options = {"max_new_tokens": 40, "do_sample": False}
+    assisted = hf.generate(prompt, prompt_lookup_num_tokens=40, past_key_values=cache, **options)
+    assert torch.equal(assisted, model.generate(prompt, 40))
+    kept = cache.fox.report().kept
+    assert (kept < cache.fox.length).any()
+    assert (kept == cache.fox.length).any()
+
+
 def test_long_drafts_can_be_rejected(hf):
     prompt = torch.randint(3, 31, (1, 60)).repeat(1, 2)  # the draft after it is all of the rest
     greedy = hf.generate(prompt, max_new_tokens=20, do_sample=False)
