@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from fox.cache import LayerCache, SlotCache
+from fox.cache import LayerCache
 from fox.config import FoxConfig
 from fox.kernels import forgetting_attention
 from fox.kernels.checks import without_autocast
 from fox.kernels.token_shift import token_shift
 from fox.pages import PagedCache
+from fox.slots import SlotCache
 from fox.tail import Tail
 
 QK_NORM_EPS = 1e-5

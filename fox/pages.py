@@ -53,6 +53,8 @@ class PagedCache(LayerCache):
     2025, with the sum over keys in the place of their number.
     """
 
+    evicts = True
+
     def __init__(
         self,
         batch_size: int,
