@@ -16,6 +16,8 @@ from fox.kernels.gates import running_log_gates
 from fox.tail import Tail
 
 PAGE = 64
+# So many rows see the pages as they lie, like heads of a group; more are worth gathering them.
+FEW = 16
 _POOL = ("k", "v", "running", "reach", "owner", "number")
 
 
@@ -116,8 +118,10 @@ class PagedCache(LayerCache):
         try:
             opened = self._open_pages(tokens)
             self._store(k, v, running, reach, tokens)
-            one = q.shape[1] == 1
-            out = self._one_row(q, running, backend) if one else self._rows(q, tokens, backend)
+            if 0 < q.shape[1] <= FEW:
+                out = self._few_rows(q, running, tokens, backend)
+            else:
+                out = self._rows(q, tokens, backend)
         except BaseException:  # or an interrupt: what has been stored was never read
             self._crop(self.lengths)
             raise
@@ -239,16 +243,31 @@ class PagedCache(LayerCache):
         self.order, self.borders = sort_pages(self._used("owner"), self.open.numel())
         self.open = self._table(self._lengths() // PAGE, 1).squeeze(2)
 
-    def _one_row(self, q: Tensor, running: Tensor, backend: str | None) -> Tensor:
-        """(B, 1, H, D): one row each sees all pages where they lie."""
-        owner = self._used("owner")
-        now = running.reshape(self.open.numel(), self.running.shape[1])  # (B K, G)
-        bias = (now[owner].unsqueeze(-1) - self._used("running")).float()
-        pages = self._used("k"), self._used("v")
+    def _few_rows(
+        self, q: Tensor, running: Tensor, tokens: Sequence[int], backend: str | None
+    ) -> Tensor:
+        """(B, T, H, D): all rows see all pages where they lie, as if they were heads of a group."""
+        T, K, owner = q.shape[1], self.open.shape[1], self._used("owner")
+        now = running.unflatten(2, (K, -1)).transpose(1, 2).flatten(0, 1)  # (B K, T, G)
+        bias = (now[owner].unsqueeze(3) - self._used("running").unsqueeze(1)).float()
+        if T > 1:
+            first = self._used("number")[:, None] * PAGE
+            slots = first + torch.arange(PAGE, device=q.device)  # (P, 64)
+            rows = self.positions(T, tokens, q.device)[self._row()]  # (P, T)
+            later = slots[:, None] > rows[..., None]
+            bias = bias.masked_fill(later.unsqueeze(2), -math.inf)
+        heads = q.unflatten(2, (K, -1)).transpose(1, 2)  # (B, K, T, G, D)
         out = paged_attention(
-            q[:, 0], *pages, bias, owner, order=self.order, borders=self.borders, backend=backend
+            heads.flatten(1, 3),
+            self._used("k"),
+            self._used("v"),
+            bias.flatten(1, 2),
+            owner,
+            order=self.order,
+            borders=self.borders,
+            backend=backend,
         )
-        return out.unsqueeze(1)
+        return out.view(heads.shape).transpose(1, 2).flatten(2, 3)
 
     def _rows(self, q: Tensor, tokens: Sequence[int], backend: str | None) -> Tensor:
         """(B, T, H, D): the rows of a chunk, one key head after the other."""

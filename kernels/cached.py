@@ -15,6 +15,10 @@ from fox.kernels.reference import reference_attention
 from fox.kernels.tiled import compute_dtype, forward_tiles, prepare
 from fox.kernels.tiles import Span
 
+# So many rows are worth a mask of rows and keys, which is small beside the keys; more are worth a
+# plan of tiles.
+FEW = 4
+
 
 def cached_attention(
     q: Tensor,
@@ -43,12 +47,14 @@ def cached_attention(
         with without_autocast(q.device):
             if backend == "reference":
                 out = _by_definition(q[b], k, v, running, softmax_scale, start, window_size)
-            elif T == 1:
+            elif T == 1 or (1 < T <= FEW and start is None):
                 floor = None
                 if log_pruning_tolerance is not None and bound is not None:
                     # Norms of all keys would cost what pruning saves: only a given bound prunes.
                     floor = log_pruning_tolerance - 2 * bound - math.log(length - first)
-                out = _one_row(q[b], k, v, running.transpose(1, 2), softmax_scale, start, floor)
+                out = _few_rows(
+                    q[b], k, v, running.transpose(1, 2), softmax_scale, start, window_size, floor
+                )
             else:
                 out = _rows(
                     q[b], k, v, running.transpose(1, 2), softmax_scale, start, window_size,
@@ -100,32 +106,41 @@ def _rows(
     return forward_tiles(q, k, v, work)[0]
 
 
-def _first_live(running: Tensor, floor: Tensor) -> int:
-    """The first slot that any (batch row, head) still sees above its floor (B, H)."""
-    faded = running[..., -1:] - running < floor.unsqueeze(-1)
-    return int(faded.sum(-1).min()) if faded.numel() else 0
+def _first_live(running: Tensor, floor: Tensor, T: int) -> int:
+    """The first slot that the first of the last T rows of any head sees above its floor (B, H)."""
+    if not floor.numel():
+        return 0
+    faded = running[..., -T, None] - running < floor.unsqueeze(-1)
+    return int(faded.sum(-1).min())
 
 
-def _one_row(
+def _few_rows(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     running: Tensor,
     scale: float,
     seq_start: Tensor | None,
+    window_size: int | None,
     floor: Tensor | None,
 ) -> Tensor:
-    """One row sees every key above its floor: its decay is an ordinary mask. (B, 1, H, D)."""
-    dtype = compute_dtype(q)
-    first = 0 if floor is None else _first_live(running, floor)
+    """Few rows see every key above their floor: decay is an ordinary mask. (B, T, H, D)."""
+    dtype, T = compute_dtype(q), q.shape[1]
+    first = 0 if floor is None else _first_live(running, floor, T)
     k, v, running = k[:, first:], v[:, first:], running[..., first:]
-    bias = (running[..., -1:] - running).to(dtype)  # (B, H, N - first)
+    bias = (running[..., -T:, None] - running.unsqueeze(2)).to(dtype)  # (B, H, T, N - first)
+    key = torch.arange(k.shape[1], device=q.device)
+    if T > 1:
+        row = key[-T:, None]
+        hidden = key > row
+        if window_size is not None:
+            hidden |= key <= row - window_size
+        bias = bias.masked_fill(hidden, float("-inf"))
     if seq_start is not None:
-        hidden = torch.arange(k.shape[1], device=q.device) < seq_start[:, None] - first
-        bias = bias.masked_fill(hidden[:, None], float("-inf"))
+        bias = bias.masked_fill((key < seq_start[:, None] - first)[:, None, None], float("-inf"))
     wide_q, wide_k, wide_v = (x.transpose(1, 2).to(dtype) for x in (q, k, v))
     grouped = k.shape[2] != q.shape[2]
     out = F.scaled_dot_product_attention(
-        wide_q, wide_k, wide_v, attn_mask=bias.unsqueeze(2), scale=scale, enable_gqa=grouped
+        wide_q, wide_k, wide_v, attn_mask=bias, scale=scale, enable_gqa=grouped
     )
     return out.transpose(1, 2)

@@ -53,7 +53,7 @@ def test_long_chunks_and_single_steps_are_the_full_forward(
     torch.testing.assert_close(got, full, **CLOSE)
 
 
-@pytest.mark.parametrize("T", [1, 5])
+@pytest.mark.parametrize("T", [1, 3, 5])
 def test_rows_of_different_lengths_decode_together(random_inputs: Inputs, T: int) -> None:
     B, lengths = 3, [0, 7, 20]
     q, k, v, log_f = random_inputs(30, B=B, H=4, H_kv=2, gates="mixed resets")
@@ -85,7 +85,7 @@ def test_a_cache_is_read_without_appending(random_inputs: Inputs) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("T", [1, 6])
+@pytest.mark.parametrize("T", [1, 4, 6])
 def test_other_dtypes_decode_like_the_full_forward(
     random_inputs: Inputs, T: int, dtype: torch.dtype
 ) -> None:
@@ -141,21 +141,33 @@ def test_decoding_under_autocast_keeps_gates_exact(random_inputs: Inputs) -> Non
     torch.testing.assert_close(got.float(), want, atol=2e-2, rtol=2e-2)
 
 
-@pytest.mark.parametrize("start", [None, [0, 20]])
-def test_a_single_row_reads_live_slots_only(random_inputs: Inputs, start: list[int] | None) -> None:
+@pytest.mark.parametrize(("T", "start"), [(1, None), (1, [0, 20]), (4, None)])
+def test_few_rows_read_live_slots_only(
+    random_inputs: Inputs, T: int, start: list[int] | None
+) -> None:
     inputs = random_inputs(400, gates="steep")
     q, k, v, log_f = inputs
     seq_start = None if start is None else torch.tensor(start)
-    cache = empty_cache(k, log_f, 400)
-    early = [x[:, :399] for x in (k, v, log_f)]
-    forgetting_attention_with_kvcache(q[:, :399], *cache, *early, 0, seq_start=seq_start)
+    cache, held = empty_cache(k, log_f, 400), 400 - T
+    early = [x[:, :held] for x in (k, v, log_f)]
+    forgetting_attention_with_kvcache(q[:, :held], *cache, *early, 0, seq_start=seq_start)
     for x in cache[:2]:
         x[:, :300] = math.nan  # far below the floor: reading it would show
-    late = [x[:, 399:] for x in (k, v, log_f)]
+    late = [x[:, held:] for x in (k, v, log_f)]
     options = {"log_pruning_tolerance": -20.0, "logit_bound": 5.0, "seq_start": seq_start}
-    got = forgetting_attention_with_kvcache(q[:, 399:], *cache, *late, 399, **options)
-    want = forgetting_attention(*inputs, seq_start=seq_start)[:, 399:]
+    got = forgetting_attention_with_kvcache(q[:, held:], *cache, *late, held, **options)
+    want = forgetting_attention(*inputs, seq_start=seq_start)[:, held:]
     torch.testing.assert_close(got, want, **CLOSE)
+
+
+def test_what_the_last_of_few_rows_has_forgotten_the_first_still_sees(
+    random_inputs: Inputs,
+) -> None:
+    inputs = random_inputs(40)
+    inputs[3][:, -1] = -math.inf
+    options = {"log_pruning_tolerance": -20.0, "logit_bound": 20.0}
+    got = decode(inputs, [0, 37, 40], **options)
+    torch.testing.assert_close(got, forgetting_attention(*inputs), **CLOSE)
 
 
 @pytest.mark.parametrize("filled", [-1, 21])
