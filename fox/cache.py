@@ -313,23 +313,19 @@ class FoxCache:
         """Forgets the tokens behind the first `length` of each row, as if never read.
 
         Args:
-            length: tokens that stay in each row, one number or one per row; a negative number is
-                how many go.
+            length: tokens that stay in each row, one number or one per row.
 
         Raises:
             ValueError: a row is shorter, or the crop goes back further than the cache can: by more
                 than `rollback` tokens where there is a token shift or eviction.
         """
         held = self.lengths
-        wished = [length] * self.batch_size if isinstance(length, int) else list(length)
-        if len(wished) != self.batch_size:
-            raise ValueError(f"crop expects {self.batch_size} lengths, but got {len(wished)}")
-        kept = [n if n >= 0 else have + n for n, have in zip(wished, held, strict=True)]
+        kept = [length] * self.batch_size if isinstance(length, int) else list(length)
+        if len(kept) != self.batch_size:
+            raise ValueError(f"crop expects {self.batch_size} lengths, but got {len(kept)}")
         for b, (n, have) in enumerate(zip(kept, held, strict=True)):
             if not 0 <= n <= have:
-                raise ValueError(
-                    f"cannot crop row {b} to {wished[b]} tokens: the cache holds {have} of it"
-                )
+                raise ValueError(f"cannot crop row {b} to {n} tokens: the cache holds {have} of it")
             floor = max(layer.floor[b] for layer in self.layers)
             if n < floor:
                 raise ValueError(
