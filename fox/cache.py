@@ -57,8 +57,6 @@ class LayerCache(ABC):
         v: Tensor,
         log_f: Tensor,
         tokens: Sequence[int],
-        log_pruning_tolerance: float | None,
-        logit_bound: Tensor | None,
         backend: str | None,
     ) -> Tensor:
         """Appends the last tokens[b] of each row and lets them see all: (B, T, H, D).
@@ -66,7 +64,7 @@ class LayerCache(ABC):
         Args:
             q: (B, T, H, D). k, v: (B, T, K, D). log_f: (B, T, H).
             tokens: of each row, at most T; what stands before them is padding.
-            log_pruning_tolerance, logit_bound, backend: as in fox.kernels.forgetting_attention.
+            backend: as in fox.kernels.forgetting_attention.
         """
 
     @abstractmethod

@@ -318,7 +318,7 @@ class ForgettingAttention(nn.Module):
             log_f,
             seq_start=seq_start,
             log_pruning_tolerance=self.log_pruning_tolerance,
-            logit_bound=self._pruning_bound(),
+            logit_bound=None if self.log_pruning_tolerance is None else self.logit_bound(),
             backend=self.backend,
         )
         assert isinstance(out, Tensor)  # and no lse, which was not asked for
@@ -339,8 +339,7 @@ class ForgettingAttention(nn.Module):
             )
         if log_f is None:
             log_f = torch.zeros(q.shape[:3], device=q.device)
-        bound = self._pruning_bound()
-        return cache.attend(q, k, v, log_f, tokens, self.log_pruning_tolerance, bound, self.backend)
+        return cache.attend(q, k, v, log_f, tokens, self.backend)
 
     def new_cache(
         self,
@@ -353,6 +352,9 @@ class ForgettingAttention(nn.Module):
         logit_cap: float | None = None,
     ) -> LayerCache:
         """An empty decode state; the arguments are those of FoxModel.new_cache."""
+        tolerance = log_pruning_tolerance
+        if tolerance is None:
+            tolerance = self.log_pruning_tolerance
         weight = self.q_proj.weight
         dtype, device = dtype or weight.dtype, weight.device
         shape = (batch_size, self.num_kv_heads, self.head_dim)
@@ -364,11 +366,8 @@ class ForgettingAttention(nn.Module):
 
         sizes = (batch_size, self.num_heads, self.num_kv_heads, self.head_dim)
         rest: dict[str, Any] = {"dtype": dtype, "device": device, "max_length": max_length}
-        rest |= {"rollback": rollback}
+        rest |= {"rollback": rollback, "log_pruning_tolerance": tolerance}
         rest |= {"k_rows": tail(self.k_proj), "v_rows": tail(self.v_proj)}
-        tolerance = log_pruning_tolerance
-        if tolerance is None:
-            tolerance = self.log_pruning_tolerance
         bound, cap = self.logit_bound(), None
         if bound is None and logit_cap is not None:
             bound, cap = torch.full((self.num_heads,), logit_cap, device=device), logit_cap
@@ -389,12 +388,7 @@ class ForgettingAttention(nn.Module):
             )
         if tolerance is None or bound is None or self.fgate_type == "none":
             return SlotCache(*sizes, **rest)
-        return PagedCache(
-            *sizes, **rest, log_pruning_tolerance=tolerance, logit_bound=bound, logit_cap=cap
-        )
-
-    def _pruning_bound(self) -> Tensor | None:
-        return None if self.log_pruning_tolerance is None else self.logit_bound()
+        return PagedCache(*sizes, **rest, logit_bound=bound, logit_cap=cap)
 
     def logit_bound(self) -> Tensor | None:
         """(H,), an upper bound of |<q, k>| / sqrt(D) from the QK-norm's scales; None without it.

@@ -107,8 +107,6 @@ class PagedCache(LayerCache):
         v: Tensor,
         log_f: Tensor,
         tokens: Sequence[int],
-        log_pruning_tolerance: float | None,
-        logit_bound: Tensor | None,
         backend: str | None,
     ) -> Tensor:
         self.reserve(max(tokens, default=0))

@@ -18,6 +18,8 @@ class SlotCache(LayerCache):
     """Every key and value, in one buffer that grows by doubling.
 
     Attributes:
+        log_pruning_tolerance: of the rows of a chunk, by their norms: where gates forget and
+            QK-norm bounds the logits, keys are on pages instead.
         k, v: (B, K, S, D), as attention uses them: after shift, norm and rotation.
         lambda_: (B, H, S) float64, the running log gate up to each token, so that no step sums
             gates again and position 1e6 is as exact as position 10.
@@ -32,6 +34,7 @@ class SlotCache(LayerCache):
         *,
         dtype: torch.dtype,
         device: torch.device,
+        log_pruning_tolerance: float | None,
         max_length: int | None,
         rollback: int,
         k_rows: Tail | None,
@@ -40,6 +43,7 @@ class SlotCache(LayerCache):
         super().__init__(
             batch_size, max_length=max_length, rollback=rollback, k_rows=k_rows, v_rows=v_rows
         )
+        self.log_pruning_tolerance = log_pruning_tolerance
         slots = max_length or 0
         self.k = torch.empty(batch_size, num_kv_heads, slots, head_dim, dtype=dtype, device=device)
         self.v = torch.empty_like(self.k)
@@ -52,14 +56,12 @@ class SlotCache(LayerCache):
         v: Tensor,
         log_f: Tensor,
         tokens: Sequence[int],
-        log_pruning_tolerance: float | None,
-        logit_bound: Tensor | None,
         backend: str | None,
     ) -> Tensor:
         T = q.shape[1]
         self._make_room(max(tokens, default=T))
-        rest: dict[str, Any] = {"logit_bound": logit_bound, "backend": backend}
-        rest |= {"log_pruning_tolerance": log_pruning_tolerance}
+        rest: dict[str, Any] = {"backend": backend}
+        rest |= {"log_pruning_tolerance": self.log_pruning_tolerance}
         held = (self.k.transpose(1, 2), self.v.transpose(1, 2), self.lambda_.transpose(1, 2))
         if min(tokens, default=T) == T:
             alike = len(set(self.lengths)) <= 1

@@ -73,7 +73,7 @@ def test_no_row_loses_more_than_the_tolerance(bound, sizes):
         gone = torch.stack([dropped(cache, h, 700) for h in range(4)])
         lost = max(lost, float((all_weights[:, chunk] * gone[:, None]).sum(-1).max()))
         parts = (x[:, chunk] for x in (q, k, v, log_f))
-        out = cache.attend(*parts, [T], None, None, None)
+        out = cache.attend(*parts, [T], None)
         largest = max(largest, float((out[0] - full[chunk]).abs().max()))
         at += T
     assert 0 < lost <= math.exp(TOLERANCE) / 2  # half of it is for the pruning of chunks
@@ -90,7 +90,7 @@ def test_pages_leave_exactly_when_the_gates_have_taken_all_they_could_weigh():
     running = log_f[0].double().cumsum(0)
     for t in range(640):
         parts = (x[:, t : t + 1] for x in (q, k, v, log_f))
-        cache.attend(*parts, [1], None, None, None)
+        cache.attend(*parts, [1], None)
         if t % PAGE or t == 0:
             continue  # pages are judged when new ones are taken
         for head in range(2):
@@ -117,7 +117,7 @@ def test_the_bound_is_tight(bound):
     cache = paged(H=2, bound=bound)
     for chunk in (slice(0, old), slice(old, old + 1)):
         parts = (x[:, chunk] for x in (q, k, v, log_f))
-        cache.attend(*parts, [chunk.stop - chunk.start], None, None, None)
+        cache.attend(*parts, [chunk.stop - chunk.start], None)
     assert cache.kept().tolist() == [[PAGE + 1, 1]]  # two pages are less than three
     lost = float(weights(q, k, log_f)[1, old, :old].sum())
     assert 0.85 < lost / (math.exp(TOLERANCE) / 2) <= 1
@@ -132,7 +132,7 @@ def test_the_bound_holds_for_another_text_after_a_crop(bound):
     log_f[:, T - back :] = -5.0
     cache = paged(K=4, bound=bound, rollback=back)
     for chunk in torch.arange(T).split(40):
-        cache.attend(*(x[:, chunk] for x in (q, k, v, log_f)), [len(chunk)], None, None, None)
+        cache.attend(*(x[:, chunk] for x in (q, k, v, log_f)), [len(chunk)], None)
     cache.crop([T - back])
     more = stream(rest, [0.0] * 4, seed=2, K=4, bound=bound)
     more[0][:] = bounded(1, 1, 1, 8, bound=bound, generator=generator).abs()
@@ -145,9 +145,7 @@ def test_the_bound_holds_for_another_text_after_a_crop(bound):
     assert gone.any()
     assert lost <= math.exp(TOLERANCE) / 2
     full = torch.einsum("hts,shd->thd", all_weights, text[2][0].double())[T - back :]
-    outs = [
-        cache.attend(*(x[:, i : i + 1] for x in more), [1], None, None, None) for i in range(rest)
-    ]
+    outs = [cache.attend(*(x[:, i : i + 1] for x in more), [1], None) for i in range(rest)]
     assert (torch.cat(outs, 1)[0] - full).abs().max() <= 2 * math.exp(TOLERANCE) * 4 + 1e-5
 
 
@@ -159,11 +157,11 @@ def test_what_a_crop_took_back_evicts_nothing_when_a_page_is_opened_later(steps)
     log_f[:, T - back :] = -8.0
     cache = paged(rollback=back)
     for t in range(T):
-        cache.attend(*(x[:, t : t + 1] for x in (q, k, v, log_f)), [1], None, None, None)
+        cache.attend(*(x[:, t : t + 1] for x in (q, k, v, log_f)), [1], None)
     cache.crop([T - back])
     more = stream(2 * back, [0.0] * 4, seed=2)
     for t in range(0, 2 * back - steps, steps):
-        cache.attend(*(x[:, t : t + steps] for x in more), [steps], None, None, None)
+        cache.attend(*(x[:, t : t + steps] for x in more), [steps], None)
         assert (cache.kept() == cache.lengths[0]).all()
 
 
@@ -171,16 +169,14 @@ def test_memory_follows_the_tokens_kept_and_stays_bounded_for_a_head_that_forget
     sizes = []
     cache = paged(H=2, K=2)
     for step in range(12):
-        cache.attend(
-            *stream(256, [LOCAL, LOCAL], seed=step, H=2), [256], None, None, None
-        )  # fmt: skip
+        cache.attend(*stream(256, [LOCAL, LOCAL], seed=step, H=2), [256], None)
         sizes.append((cache.used, cache.bytes()))
     assert sizes[2:] == sizes[1:-1]
     assert cache.used < 12
     assert len(cache.k) <= cache.used + cache.used // 8 + 1
     remember = paged(H=2, K=2)
     for step in range(12):
-        remember.attend(*stream(256, [0.0, 0.0], seed=step, H=2), [256], None, None, None)
+        remember.attend(*stream(256, [0.0, 0.0], seed=step, H=2), [256], None)
     assert remember.kept().tolist() == [[12 * 256] * 2]
     assert remember.bytes() > 5 * cache.bytes()
 
@@ -189,7 +185,7 @@ def test_a_reset_gives_all_pages_before_it_back():
     q, k, v, log_f = stream(320, [0.0] * 4, seed=0)
     log_f[:, 130] = -math.inf
     cache = paged()
-    cache.attend(q, k, v, log_f, [320], None, None, None)
+    cache.attend(q, k, v, log_f, [320], None)
     assert cache.kept().tolist() == [[320 - 128] * 2]
 
 
@@ -202,8 +198,8 @@ def test_a_page_shows_nothing_of_the_row_that_had_it_before():
         rows = [
             torch.cat([x, y])[:, t : t + 1] for x, y in zip(poisoned, (q, k, v, log_f), strict=True)
         ]
-        out = cache.attend(*rows, [1, 1], None, None, None)
-        expected = alone.attend(*(x[1:] for x in rows), [1], None, None, None)
+        out = cache.attend(*rows, [1, 1], None)
+        expected = alone.attend(*(x[1:] for x in rows), [1], None)
         torch.testing.assert_close(out[1:], expected)
         assert t >= 128 or out[0].isnan().all()
     assert out.isfinite().all()  # what was not is gone
@@ -214,11 +210,11 @@ def test_cropped_tokens_leave_nothing_in_their_page():
     cache, never = paged(rollback=5), paged(rollback=5)
     poisoned = q, k.clone(), v.clone(), log_f
     poisoned[1][:, 15:], poisoned[2][:, 15:] = math.nan, math.inf
-    cache.attend(*poisoned, [20], None, None, None)
+    cache.attend(*poisoned, [20], None)
     cache.crop([15])
-    never.attend(*(x[:, :15] for x in (q, k, v, log_f)), [15], None, None, None)
+    never.attend(*(x[:, :15] for x in (q, k, v, log_f)), [15], None)
     step = [x[:, 15:16] for x in (q, k, v, log_f)]
-    out, expected = (c.attend(*step, [1], None, None, None) for c in (cache, never))
+    out, expected = (c.attend(*step, [1], None) for c in (cache, never))
     torch.testing.assert_close(out, expected)
 
 
@@ -242,10 +238,10 @@ def test_a_step_that_is_broken_off_has_never_been(T, owner, name, monkeypatch):
             with monkeypatch.context() as patch:
                 patch.setattr(owner, name, interrupted)
                 with pytest.raises(KeyboardInterrupt):
-                    cache.attend(*(2 * x for x in parts), size, None, None, None)
+                    cache.attend(*(2 * x for x in parts), size, None)
             assert cache.lengths == [64]
-        expected = whole.attend(*parts, size, None, None, None)
-        assert torch.equal(cache.attend(*parts, size, None, None, None), expected)
+        expected = whole.attend(*parts, size, None)
+        assert torch.equal(cache.attend(*parts, size, None), expected)
 
 
 def interrupted(*arguments, **options):
