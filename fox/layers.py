@@ -4,6 +4,7 @@ Legend: B batch, T time, C width, H query heads, K key and value heads, D head s
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -161,6 +162,8 @@ class ForgettingAttention(nn.Module):
         self.rope_base = rope_base if use_rope else None
         self.log_pruning_tolerance = log_pruning_tolerance
         self.backend: str | None = None  # of the attention kernel; by device if None
+        # Called with q, k and log f as attention gets them; set by fox.observe for one pass.
+        self.observer: Callable[[Tensor, Tensor, Tensor | None], None] | None = None
 
         kv_dim = self.num_kv_heads * head_dim
         self.q_proj = nn.Linear(hidden_size, num_heads * head_dim, bias=qkv_bias)
@@ -262,6 +265,8 @@ class ForgettingAttention(nn.Module):
         if document_starts is not None:
             log_f = torch.zeros(q.shape[:3], device=x.device) if log_f is None else log_f
             log_f = log_f.masked_fill(document_starts[:, :, None], -math.inf)
+        if self.observer is not None:
+            self.observer(q, k, log_f)
         if cache is not None:
             out = self._decode(q, k, v, log_f, tokens, cache)
             for rows, new in ((k_rows, k_new), (v_rows, v_new)):
