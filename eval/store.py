@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from fox.model import FoxForCausalLM
+from torch import nn
 
 
 class Store:
@@ -54,10 +53,16 @@ class Store:
         self.rows += rows
 
 
-def fingerprint(model: FoxForCausalLM, parts: Sequence[object]) -> str:
+def fingerprint(model: nn.Module, parts: Sequence[object]) -> str:
     """Sixteen hexadecimal digits that change with the model's config or weights, or with a part."""
     digest = hashlib.sha256(repr((model.config, *parts)).encode())
     for name, weight in model.state_dict().items():
         digest.update(name.encode())
-        digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        content = weight.detach().cpu().contiguous().reshape(-1)  # no view of a scalar as bytes
+        digest.update(content.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def run_key(*parts: object) -> str:
+    """Sixteen hexadecimal digits that change with any of the parts."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

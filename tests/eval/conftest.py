@@ -81,3 +81,26 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, documents: list[Document]) 
     for name, text in documents:
         (folder / name).write_text(text, encoding="utf-8")
     return f"{folder}/*.txt"
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> str:
+    """A folder with a tiny random Llama of transformers, which ends texts with token 0."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    folder = tmp_path_factory.mktemp("llama")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return str(folder)
