@@ -6,7 +6,7 @@ Legend: B batch, T time, V vocabulary, C width.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +16,8 @@ from torch import Tensor, nn
 from fox.checkpoints import load_checkpoint
 from fox.eval.store import fingerprint
 from fox.files import read_json
-from fox.formats import format_of
+from fox.formats import LLAMA, format_of, read_config
 from fox.model import FoxForCausalLM
-
-if TYPE_CHECKING:
-    from transformers import GenerationMixin
 
 TOKENS_PER_HEAD = 4096  # logits of so many positions at once: (B, T, V) never exists
 
@@ -133,7 +130,7 @@ class EvalModel:
                 text = tokenizer.decode(input_ids[0, length:].tolist(), skip_special_tokens=False)
                 return torch.tensor([any(end in text for end in stop)], device=input_ids.device)
 
-        network: GenerationMixin = self.network  # type: ignore[assignment]
+        network: Any = self.network
         return network.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
@@ -199,8 +196,11 @@ def _is_native(path: Path) -> bool:
     if not config.is_file():
         return path.exists()
     fields = read_json(config)
+    if not isinstance(fields, dict):
+        return True
     try:
-        return not isinstance(fields, dict) or bool(format_of(fields))
+        # A Llama with options that our models lack is one of transformers' own.
+        return format_of(fields) is not LLAMA or bool(read_config(fields))
     except ValueError:
         return False
 
@@ -240,10 +240,11 @@ def _foreign(path: str, device: torch.device) -> EvalModel:
     from safetensors import SafetensorError
 
     try:
-        network, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
     except (OSError, ValueError, SafetensorError) as error:
         where = "cannot read the model" if Path(path).exists() else "no checkpoint at"
         raise ValueError(f"{where} {path}: {' '.join(str(error).split())}") from None
+    network, info = loaded
     if lacking := sorted(info["missing_keys"]):
         raise ValueError(f"the weights of {path} lack {', '.join(lacking[:3])} and would be random")
     network = network.to(device).eval()

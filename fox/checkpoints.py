@@ -1,4 +1,4 @@
-"""Checkpoints: folders in our, the official and fla's format, and Lightning's files."""
+"""Checkpoints: folders of ours, the official repository, fla and Llama, and Lightning's files."""
 
 import dataclasses
 import pickle
@@ -156,6 +156,8 @@ def build(checkpoint: Checkpoint) -> FoxForCausalLM:
     with torch.device("meta"):
         model = FoxForCausalLM(config)
     expected = own_weights(model)
+    for name in [name for name in weights if name.endswith(layout.derived)]:
+        del weights[name]
     if config.tie_word_embeddings:
         _drop_tied_copy(weights, layout)
     shapes: dict[str, tuple[int, ...]] = {}

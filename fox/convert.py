@@ -128,7 +128,11 @@ def tensor_report(checkpoint: Checkpoint, weights: dict[str, Tensor], layout: Fo
         shape = (value.shape[0] // len(pairs), *value.shape[1:])
         dtype = str(value.dtype).removeprefix("torch.")
         lines += [f"{one} -> {other}: {shape} {dtype}, {done}" for one, other in pairs]
-    return lines + [f"{name}: left out, it is the tied embedding" for name in sorted(left)]
+    for name in sorted(left):
+        derived = name.endswith(checkpoint.layout.derived)
+        why = "follows from the config" if derived else "is the tied embedding"
+        lines.append(f"{name}: left out, it {why}")
+    return lines
 
 
 def copy_companions(checkpoint: Checkpoint, folder: Path) -> list[str]:

@@ -1,9 +1,10 @@
 """Formats of a checkpoint folder: what the options and tensors of FoX are called in each.
 
 Ours ("fox") has the names of the official repository; "official" is that repository's own
-config.json, "fla" is flash-linear-attention's.
+config.json, "fla" is flash-linear-attention's, "llama" is the Llama of transformers.
 
-Source: zhixuan-lin/forgetting-transformer at 883f260; flash-linear-attention 0.6.0.
+Source: zhixuan-lin/forgetting-transformer at 883f260; flash-linear-attention 0.6.0;
+transformers 4.0 to 5.23.
 """
 
 import dataclasses
@@ -45,6 +46,9 @@ class Format:
         only: keys of which one value is supported: that value, and why no other.
         ignored: keys that never change results.
         names: our name of a tensor -> its names; several are stacked by rows to ours.
+        derived: how names of tensors end that its files may hold, but that follow from the config.
+        renamed: its config.json -> the same with our names of the fields that are ours too; raises
+            ValueError for what our models do not offer.
     """
 
     model_type: str
@@ -54,12 +58,59 @@ class Format:
     only: dict[str, tuple[Any, str]] = dataclasses.field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
     names: Callable[[str], tuple[str, ...]] = lambda name: (name,)
+    derived: tuple[str, ...] = ()
+    renamed: Callable[[dict[str, Any]], dict[str, Any]] = dict
 
 
 def _fla_names(name: str) -> tuple[str, ...]:
     if name.endswith(".mlp.gate_proj.weight"):
         return name, name.replace(".gate_proj.", ".up_proj.")
     return (name.replace(".fgate_proj.", ".f_proj.").replace(".ogate_proj.", ".g_proj."),)
+
+
+_LLAMA_FIELDS = {
+    "num_attention_heads": "num_heads",
+    "num_key_value_heads": "num_kv_heads",
+    "rms_norm_eps": "norm_eps",
+    "rope_theta": "rope_base",
+}
+_LLAMA_TENSORS = {
+    "model.embeddings.": "model.embed_tokens.",
+    ".attn_norm.": ".input_layernorm.",
+    ".mlp_norm.": ".post_attention_layernorm.",
+    ".attn.": ".self_attn.",
+}
+
+
+def _llama_names(name: str) -> tuple[str, ...]:
+    for ours, theirs in _LLAMA_TENSORS.items():
+        name = name.replace(ours, theirs)
+    return _fla_names(name)
+
+
+def _llama_renamed(fields: dict[str, Any]) -> dict[str, Any]:
+    """Takes the base out of the settings of RoPE; they were rope_theta and rope_scaling before."""
+    fields = dict(fields)
+    rope: dict[str, Any] = {}
+    for name in ("rope_scaling", "rope_parameters"):
+        rope |= fields.pop(name, None) or {}
+    kind = rope.pop("rope_type", rope.pop("type", "default"))
+    fields |= {name: rope.pop(name) for name in ("rope_theta",) if name in rope}
+    if kind != "default" or rope:
+        rest = "".join(f", {name} = {value!r}" for name, value in rope.items())
+        raise ValueError(
+            f"rope_type = {kind!r}{rest} is not supported, only 'default' with its rope_theta, "
+            "since our RoPE turns every pair of channels by its plain angle"
+        )
+    head_dim = fields.pop("head_dim", None)
+    fields = {_LLAMA_FIELDS.get(name, name): value for name, value in fields.items()}
+    sizes = LLAMA.defaults | fields
+    if head_dim is not None and head_dim * sizes["num_heads"] != sizes["hidden_size"]:
+        raise ValueError(
+            f"head_dim = {head_dim} is not supported, only hidden_size / num_attention_heads = "
+            f"{sizes['hidden_size']} / {sizes['num_heads']}, since our heads share the width"
+        )
+    return fields
 
 
 _OURS = {field.name: field.default for field in dataclasses.fields(FoxConfig)}
@@ -149,7 +200,40 @@ FLA = Format(
     ),
     names=_fla_names,
 )
-_READABLE = {layout.model_type: layout for layout in (FOX, OFFICIAL_FOX, OFFICIAL_TRANSFORMER, FLA)}
+LLAMA = Format(
+    "llama",
+    "LlamaForCausalLM",
+    {
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_heads": 32,
+        "num_kv_heads": None,
+        "max_position_embeddings": 2048,
+        "initializer_range": 0.02,
+        "norm_eps": 1e-6,
+        "rope_base": 10000.0,
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": None,
+    },
+    fixed={"fgate_type": "none", "use_rope": True},
+    only={
+        "hidden_act": ("silu", "our MLP has this activation under the name 'swish'"),
+        "attention_bias": (False, "our output projection has no bias"),
+        "mlp_bias": (False, "our MLP has no biases"),
+        "attention_dropout": (0.0, "our models have no dropout; where none is wanted, set it to 0"),
+    },
+    ignored=frozenset({"pretraining_tp"}),  # cuts products into parts with the same sum
+    names=_llama_names,
+    derived=(".rotary_emb.inv_freq",),
+    renamed=_llama_renamed,
+)
+_READABLE = {
+    layout.model_type: layout for layout in (FOX, OFFICIAL_FOX, OFFICIAL_TRANSFORMER, FLA, LLAMA)
+}
 _WRITABLE: dict[FormatName, tuple[Format, ...]] = {
     "fox": (FOX,),
     "official": (OFFICIAL_TRANSFORMER, OFFICIAL_FOX),
@@ -178,6 +262,7 @@ def read_config(fields: dict[str, Any]) -> FoxConfig:
             that our models do not offer.
     """
     layout = format_of(fields)
+    fields = layout.renamed(fields)
     unknown = fields.keys() - {*layout.defaults, *layout.only, *layout.ignored, *GENERIC}
     if unknown:
         raise ValueError(f"unknown fields in config.json: {', '.join(sorted(unknown))}")
@@ -191,7 +276,7 @@ def read_config(fields: dict[str, Any]) -> FoxConfig:
     missing = [name for name, value in options.items() if value is dataclasses.MISSING]
     if missing:
         raise ValueError(f"config.json lacks {', '.join(missing)}")
-    if options["hidden_ratio"] is None:  # in both libraries
+    if options.get("hidden_ratio") is None:  # in both libraries
         options["hidden_ratio"] = 4.0
     if layout is OFFICIAL_FOX and not fields.get("fgate_bias_init"):
         options |= {"decay_time_min": None, "decay_time_max": None}

@@ -54,18 +54,21 @@ def differences(expected: Shapes, given: Shapes) -> list[str]:
 
 def options_of(shapes: Shapes, num_heads: int) -> dict[str, Any]:
     """The options that names and shapes tell, in any of the formats; {} without an embedding."""
-    embedding = [shape for name, shape in shapes.items() if name.endswith("embeddings.weight")]
+    ends = ("embeddings.weight", "embed_tokens.weight")
+    embedding = [shape for name, shape in shapes.items() if name.endswith(ends)]
     layers = [int(found[1]) for name in shapes if (found := re.search(r"layers\.(\d+)\.", name))]
     if not embedding or len(embedding[0]) != 2 or not layers:
         return {}
     vocab_size, hidden_size = embedding[0]
-    block = {re.sub(r".*layers\.0\.(attn|mlp)\.", "", name): shapes[name] for name in shapes}
+    block = {
+        re.sub(r".*layers\.0\.(self_)?(attn|mlp)\.", "", name): shapes[name] for name in shapes
+    }
     options: dict[str, Any] = {
         "vocab_size": vocab_size,
         "hidden_size": hidden_size,
         "num_hidden_layers": max(layers) + 1,
         "tie_word_embeddings": not any(name.endswith("lm_head.weight") for name in shapes),
-        "separate gate_proj and up_proj (fla's format)": "up_proj.weight" in block,
+        "separate gate_proj and up_proj (fla's and Llama's format)": "up_proj.weight" in block,
         "qkv_bias": "q_proj.bias" in block,
         "use_k_shift": "k_proj.shift_proj.weight" in block,
         "use_v_shift": "v_proj.shift_proj.weight" in block,

@@ -85,7 +85,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory, documents: list[Document]) 
 
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> str:
-    """A folder with a tiny random Llama of transformers, which ends texts with token 0."""
+    """A tiny random Llama with biases, which only transformers reads; token 0 ends texts."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -94,6 +94,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> str
         num_hidden_layers=1,
         num_attention_heads=2,
         intermediate_size=32,
+        attention_bias=True,
         max_position_embeddings=64,
         bos_token_id=0,
         eos_token_id=0,

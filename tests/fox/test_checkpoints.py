@@ -247,6 +247,6 @@ def test_a_file_of_another_kind_is_said_in_one_line(file, text, message, tmp_pat
 
 
 def test_the_folder_of_a_config_that_cannot_be_read_is_named(tmp_path):
-    folder = changed_golden(tmp_path, model_type="llama")
-    with pytest.raises(ValueError, match=f"checkpoint {folder}: model_type 'llama' is unknown"):
+    folder = changed_golden(tmp_path, model_type="mamba")
+    with pytest.raises(ValueError, match=f"checkpoint {folder}: model_type 'mamba' is unknown"):
         load_checkpoint(folder)

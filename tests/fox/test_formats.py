@@ -23,8 +23,8 @@ def test_our_config_names_unknown_and_missing_fields():
 
 
 def test_an_unknown_model_type_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"'llama' is unknown; expected one of 'fox', 'forgetting"):
-        read_config({"model_type": "llama"} | SIZES)
+    with pytest.raises(ValueError, match=r"'mamba' is unknown; expected one of 'fox', 'forgetting"):
+        read_config({"model_type": "mamba"} | SIZES)
 
 
 @pytest.mark.parametrize("fields", [FLA, OFFICIAL, TRANSFORMER])
