@@ -18,6 +18,7 @@ EXCLUDED_FOLDERS = {
 }
 GENERATED = ("_sysconfigdata", "config-", "html/entities.py", "keyword.py", "token.py")
 SUFFIXES = (".txt", ".jsonl", ".parquet")
+HELD_OUT_ONE_IN = 20  # documents
 
 
 class Document(NamedTuple):
@@ -27,31 +28,34 @@ class Document(NamedTuple):
     text: str
 
 
-def is_held_out(name: str) -> bool:
-    """Whether the document of this name is kept for validation: sha256(name) mod 20 == 0."""
-    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % 20 == 0
+def is_held_out(name: str, one_in: int = HELD_OUT_ONE_IN) -> bool:
+    """Whether the document of this name is kept for validation: sha256(name) mod one_in == 0."""
+    return int(hashlib.sha256(name.encode()).hexdigest(), 16) % one_in == 0
 
 
-def divide(read: Callable[[], Iterable[Document]]) -> Iterator[tuple[Document, bool]]:
+def divide(
+    read: Callable[[], Iterable[Document]], one_in: int = HELD_OUT_ONE_IN
+) -> Iterator[tuple[Document, bool]]:
     """Every document with whether it is held out from training, in the order of the corpus.
 
     Documents that `is_held_out` names are. Where that leaves one side empty, as with a single
-    file, each document comes in two: the last twentieth of its text, cut at a line where there is
-    one, is held out.
+    file, each document comes in two: the last part of its text, one_in-th of all and cut at a line
+    where there is one, is held out.
 
     Args:
         read: reads the corpus anew at each call, as read_documents does.
+        one_in: one document in so many is held out.
     """
     sides = set()
     for document in read():
-        sides.add(is_held_out(document.name))
+        sides.add(is_held_out(document.name, one_in))
         if len(sides) == 2:
             break
     for document in read():
         if len(sides) == 2:
-            yield document, is_held_out(document.name)
+            yield document, is_held_out(document.name, one_in)
             continue
-        cut = len(document.text) * 19 // 20
+        cut = len(document.text) * (one_in - 1) // one_in
         cut = document.text.find("\n", cut, -1) + 1 or cut
         yield Document(document.name, document.text[:cut]), False
         yield Document(document.name, document.text[cut:]), True
@@ -92,12 +96,16 @@ def read_documents(
     subset: str | None = None,
     split: str = "train",
     streaming: bool = False,
+    shuffle_buffer: int | None = None,
+    seed: int = 0,
 ) -> Iterator[Document]:
     """Documents from files, or from a dataset by name, or, with neither, the standard library.
 
     Empty texts are passed over. A document's name is, for a .txt file, its path below the fixed
     part of the pattern ('corpus/*.txt' gives 'a.txt'); for a row of a .jsonl or .parquet file,
-    that path and the row's number ('a.jsonl:0'); for a row of a dataset, 'train:0'.
+    that path and the row's number ('a.jsonl:0'); for a row of a dataset, 'train:0', counted as
+    the rows come. In a dataset of text files, too, one file is one document (`datasets` itself
+    would make one of every line).
 
     Args:
         files: glob patterns of .txt (one file is one document), .jsonl and .parquet files.
@@ -106,6 +114,9 @@ def read_documents(
         subset: the dataset's configuration, where it has several.
         split: the dataset's split.
         streaming: read the dataset while it arrives instead of downloading it first.
+        shuffle_buffer: of a streamed dataset: so many rows wait, and a random one of them is next;
+            for when only a part of the dataset will be read. None keeps its order.
+        seed: of shuffle_buffer.
 
     Raises:
         FileNotFoundError: a pattern matches no file, or there is no such dataset.
@@ -113,11 +124,19 @@ def read_documents(
     """
     if files and dataset:
         raise ValueError(f"expected files or a dataset, but got both: {files} and {dataset}")
+    if shuffle_buffer and not (dataset and streaming):
+        raise ValueError(
+            f"expected a dataset with streaming for shuffle_buffer = {shuffle_buffer}: what is "
+            "read as a whole is shuffled in training"
+        )
     if files:
         documents = _from_files(find_files(files), text_field)
         source = files if isinstance(files, str) else " ".join(files)
     elif dataset:
-        documents = _from_dataset(dataset, subset, split, streaming, text_field)
+        rows = _dataset_rows(dataset, subset, split, streaming)
+        if shuffle_buffer:
+            rows = rows.shuffle(seed=seed, buffer_size=shuffle_buffer)
+        documents = _from_rows(split, rows, text_field)
         source = f"{dataset}, split {split}"
     else:
         documents, source = iter(standard_library()), "the standard library"
@@ -204,20 +223,20 @@ def _parquet_rows(path: Path, text_field: str) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
 
 
-def _from_dataset(
-    dataset: str, subset: str | None, split: str, streaming: bool, text_field: str
-) -> Iterator[Document]:
-    from datasets import load_dataset
+def _dataset_rows(dataset: str, subset: str | None, split: str, streaming: bool) -> Any:
+    from datasets import load_dataset, load_dataset_builder
     from datasets.exceptions import DatasetNotFoundError
 
+    options: dict[str, Any] = {"name": subset}
     try:
-        rows = load_dataset(dataset, subset, split=split, streaming=streaming)
+        if load_dataset_builder(dataset, **options).name == "text":
+            options["sample_by"] = "document"
+        return load_dataset(dataset, split=split, streaming=streaming, **options)
     except (DatasetNotFoundError, ConnectionError, FileNotFoundError, ValueError) as error:
         raise FileNotFoundError(
             f"expected a dataset {dataset!r} (subset {subset}, split {split}), but: "
             f"{str(error).splitlines()[0]}"
         ) from None
-    yield from _from_rows(split, rows, text_field)
 
 
 def _from_rows(source: str, rows: Iterable[dict[str, Any]], text_field: str) -> Iterator[Document]:

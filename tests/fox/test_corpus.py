@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pyarrow
@@ -87,6 +88,29 @@ def test_a_folder_is_a_dataset_streaming_or_not(tmp_path, monkeypatch, streaming
     write_jsonl(tmp_path / "data" / "train.jsonl", {"text": "one"}, {"text": "two"})
     documents = read_documents(dataset=str(tmp_path / "data"), streaming=streaming)
     assert list(documents) == [Document("train:0", "one"), Document("train:1", "two")]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_in_a_dataset_of_text_files_one_file_is_one_document(tmp_path, monkeypatch, streaming):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "data").mkdir()
+    for name in "ab":
+        (tmp_path / "data" / f"{name}.txt").write_text(f"{name}\nlast line\n")
+    documents = read_documents(dataset=str(tmp_path / "data"), streaming=streaming)
+    assert [document.text for document in documents] == ["a\nlast line\n", "b\nlast line\n"]
+
+
+def test_a_stream_is_shuffled_by_its_seed_and_keeps_every_row(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "data").mkdir()
+    rows = [str(number) for number in range(40)]
+    write_jsonl(tmp_path / "data" / "train.jsonl", *({"text": row} for row in rows))
+    read = partial(texts, dataset=str(tmp_path / "data"), streaming=True, shuffle_buffer=16)
+    assert read() == read() != rows
+    assert read() != read(seed=1)
+    assert sorted(read()) == sorted(rows)
+    with pytest.raises(ValueError, match="a dataset with streaming for shuffle_buffer = 5"):
+        texts(shuffle_buffer=5)
 
 
 def test_a_dataset_that_is_not_there_is_named(monkeypatch):
