@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NoReturn
@@ -43,32 +43,44 @@ class Parser(ArgumentParser):
     """An ArgumentParser whose errors are one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        fail(f"{' '.join(message.split())}; see fox-convert --help")
+        self.fail(f"{' '.join(message.split())}; see {self.prog} --help")
+
+    def fail(self, message: str) -> NoReturn:
+        """One line on stderr, exit status 2."""
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        raise SystemExit(2)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run fox-convert with these arguments, or with those of the process.
+    """Run fox-convert with these arguments, or with those of the process."""
+    run(
+        "fox-convert",
+        "Convert a checkpoint: a folder in our, the official, fla's or Llama's format, or a .ckpt "
+        "file of fox-train.",
+        convert,
+        arguments,
+    )
+
+
+def run(
+    name: str,
+    description: str,
+    function: Callable[..., None],
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """Call a function with a command's arguments, those of the process if None.
 
     Exit status: 0, 2 after a mistake of the user (one line on stderr), 130 after Ctrl-C.
     """
-    parser = Parser(
-        prog="fox-convert",
-        description="Convert a checkpoint: a folder in our, the official or fla's format, or a "
-        ".ckpt file of fox-train.",
-    )
-    parser.add_function_arguments(convert, as_group=False, as_positional=True)
+    parser = Parser(prog=name, description=description)
+    parser.add_function_arguments(function, as_group=False, as_positional=True)
     values = parser.parse_args(sys.argv[1:] if arguments is None else arguments).as_dict()
     try:
-        convert(**values)
+        function(**values)
     except (ValueError, OSError) as error:
-        fail(str(error))
+        parser.fail(str(error))
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-
-
-def fail(message: str) -> NoReturn:
-    print(f"fox-convert: {message}", file=sys.stderr)
-    sys.exit(2)
 
 
 def convert(source: str, target: str, format: FormatName = "fox") -> None:
@@ -78,7 +90,7 @@ def convert(source: str, target: str, format: FormatName = "fox") -> None:
     is read back and compared before it appears under its name.
 
     Args:
-        source: a checkpoint folder, or a .ckpt file of fox-train.
+        source: a checkpoint folder, also a Llama's of transformers, or a .ckpt file of fox-train.
         target: the folder to write; it must be empty or not there yet.
         format: "fox" (ours), "official" (the official repository's) or "fla"
             (flash-linear-attention's).
@@ -87,12 +99,22 @@ def convert(source: str, target: str, format: FormatName = "fox") -> None:
         ValueError: the source is no checkpoint, the format cannot express its model, or the
             target is not empty.
     """
-    folder = Path(target)
+    check_target(Path(target))
+    checkpoint = read_checkpoint(Path(source))
+    write_checked(checkpoint, build(checkpoint), Path(target), format)
+
+
+def check_target(folder: Path) -> None:
+    """Raises ValueError if something is there."""
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty: name another target, or remove it first")
-    checkpoint = read_checkpoint(Path(source))
-    layout = choose_format(checkpoint.config, format)
-    model = build(checkpoint)
+
+
+def write_checked(
+    checkpoint: Checkpoint, model: FoxForCausalLM, folder: Path, format: FormatName
+) -> None:
+    """Writes what a checkpoint has become, whole or not at all, and prints a line per tensor."""
+    layout = choose_format(model.config, format)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         new = Path(scratch) / folder.name
@@ -119,15 +141,17 @@ def tensor_report(checkpoint: Checkpoint, weights: dict[str, Tensor], layout: Fo
     left, lines = set(checkpoint.weights), []
     for name, value in weights.items():
         old, new = checkpoint.layout.names(name), layout.names(name)
-        left -= set(old)
-        if len(old) == len(new):
-            pairs, done = list(zip(old, new, strict=True)), "copied"
+        if not left.issuperset(old):
+            names, done = list(new), "added"
+        elif len(old) == len(new):
+            names, done = [f"{a} -> {b}" for a, b in zip(old, new, strict=True)], "copied"
         else:
-            pairs = [(" + ".join(old), " + ".join(new))]
+            names = [f"{' + '.join(old)} -> {' + '.join(new)}"]
             done = "joined" if len(old) > len(new) else "split"
-        shape = (value.shape[0] // len(pairs), *value.shape[1:])
+        left -= set(old)
+        shape = (value.shape[0] // len(names), *value.shape[1:])
         dtype = str(value.dtype).removeprefix("torch.")
-        lines += [f"{one} -> {other}: {shape} {dtype}, {done}" for one, other in pairs]
+        lines += [f"{name}: {shape} {dtype}, {done}" for name in names]
     for name in sorted(left):
         derived = name.endswith(checkpoint.layout.derived)
         why = "follows from the config" if derived else "is the tied embedding"

