@@ -17,6 +17,7 @@ from fox.cache import FoxCache, LayerCache
 from fox.config import FoxConfig
 from fox.generation import beam_search, generate, stream
 from fox.layers import ForgettingAttention, HeadRMSNorm, RMSNorm, SwiGLU
+from fox.loss import IGNORED, linear_cross_entropy
 
 
 @dataclass
@@ -24,13 +25,15 @@ class CausalLMOutput:
     """What FoxForCausalLM returns.
 
     Attributes:
-        logits: (B, T, V), of the next token.
+        logits: (B, T, V), of the next token; None with return_logits=False.
         loss: scalar, or (B, T) unreduced; float32; None without labels.
+        token_losses: (B, T) float32 without gradient, 0 where not counted; None without labels.
         cache: the cache that was passed in, updated; None without.
     """
 
-    logits: Tensor
+    logits: Tensor | None
     loss: Tensor | None = None
+    token_losses: Tensor | None = None
     cache: FoxCache | None = None
 
 
@@ -267,7 +270,8 @@ class FoxForCausalLM(nn.Module):
         cache: FoxCache | None = None,
         *,
         shift_labels: bool = True,
-        reduction: Literal["mean", "none"] = "mean",
+        reduction: Literal["mean", "sum", "none"] = "mean",
+        return_logits: bool = True,
     ) -> CausalLMOutput:
         """Logits of the next token, and the loss if there are labels.
 
@@ -276,8 +280,10 @@ class FoxForCausalLM(nn.Module):
             labels: (B, T) int64; -100 is not counted.
             shift_labels: labels[t] is the id at t and is predicted from t - 1 (labels=input_ids);
                 False: labels[t] is what position t shall predict.
-            reduction: "mean" over the counted positions, or "none": (B, T), where entry t belongs
-                to the prediction made at t and is 0 if not counted.
+            reduction: "mean" or "sum" over the counted positions, or "none": (B, T), where entry t
+                belongs to the prediction made at t and is 0 if not counted.
+            return_logits: False never holds (B, T, V) numbers: the loss comes from
+                linear_cross_entropy, and `logits` is None.
         """
         features = self.model(
             input_ids,
@@ -286,7 +292,7 @@ class FoxForCausalLM(nn.Module):
             cu_seqlens=cu_seqlens,
             cache=cache,
         )
-        logits = self.lm_head(features)
+        logits = self.lm_head(features) if return_logits else None
         if labels is None:
             return CausalLMOutput(logits, cache=cache)
         if labels.shape != input_ids.shape:
@@ -295,13 +301,17 @@ class FoxForCausalLM(nn.Module):
                 f"but got {tuple(labels.shape)}"
             )
         if shift_labels:
-            labels = F.pad(labels[:, 1:], (0, 1), value=-100)
-        loss = F.cross_entropy(
-            logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction=reduction
-        )
-        if reduction == "none":
-            loss = loss.view(labels.shape)
-        return CausalLMOutput(logits, loss, cache)
+            labels = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+        if logits is None:
+            weight = self.lm_head.weight
+            loss, losses = linear_cross_entropy(features, weight, labels, reduction)
+            return CausalLMOutput(None, loss, losses, cache)
+        flat = logits.float().flatten(0, 1)
+        losses = F.cross_entropy(flat, labels.flatten(), reduction="none").view(labels.shape)
+        loss = losses if reduction == "none" else losses.sum()
+        if reduction == "mean":
+            loss = loss / (labels != IGNORED).sum()
+        return CausalLMOutput(logits, loss, losses.detach(), cache)
 
     def new_cache(
         self, batch_size: int, dtype: torch.dtype | None = None, **options: Any
