@@ -5,6 +5,7 @@ Legend: B batch, T time, C width, H query heads, K key and value heads, D head s
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 
 from fox.cache import LayerCache
 from fox.config import FoxConfig
-from fox.kernels import forgetting_attention
+from fox.kernels import ContextSplit, context_parallel_attention, forgetting_attention
 from fox.kernels.checks import without_autocast
+from fox.kernels.context import rows_before
 from fox.kernels.token_shift import token_shift
 from fox.pages import PagedCache
 from fox.slots import SlotCache
@@ -71,11 +73,13 @@ class TokenShiftLinear(nn.Module):
         state: Tensor | None = None,
         starts: Tensor | None = None,
         padding: Tensor | None = None,
+        context: ContextSplit | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(B, T, C) -> (B, T, H, D), mixed and not mixed; the next chunk's state is the last row.
 
         `state` (B, H, D) stands before the first token of each row, `starts` (B, T) is True where a
-        document begins, `padding` (B, T) on the left, where there is no token.
+        document begins, `padding` (B, T) on the left, where there is no token. With a `context`
+        every chunk of this rank is mixed behind the row before it, wherever that is.
         """
         y = self.linear(x).unflatten(-1, (self.num_heads, -1))
         state = None if state is None else state.to(y.dtype)
@@ -83,7 +87,12 @@ class TokenShiftLinear(nn.Module):
             before = 0 if state is None else state.unsqueeze(1)
             y = torch.where(padding[:, :, None, None], before, y)
         alpha = torch.sigmoid(linear_float32(x, self.shift_proj))
-        return token_shift(y, alpha, state, starts)[0], y
+        if context is None:
+            return token_shift(y, alpha, state, starts)[0], y
+        starts = None if starts is None else context.rows(starts)
+        before = rows_before(y, context)
+        shifted, _ = token_shift(context.rows(y), context.rows(alpha), before, starts)
+        return shifted.reshape(y.shape), y
 
 
 class SwiGLU(nn.Module):
@@ -221,6 +230,7 @@ class ForgettingAttention(nn.Module):
         seq_start: Tensor | None = None,
         document_starts: Tensor | None = None,
         cache: LayerCache | None = None,
+        context: ContextSplit | None = None,
     ) -> Tensor:
         """(B, T, C) -> (B, T, C).
 
@@ -231,8 +241,15 @@ class ForgettingAttention(nn.Module):
                 token shift do not reach across.
             cache: decode state, from `new_cache`; x continues its tokens, and it is updated in
                 place. Only without gradients.
+            context: x holds this rank's tokens of sequences that are split so; neither padding nor
+                a cache goes with it.
         """
         B, T, _ = x.shape
+        if context is not None and (cache is not None or seq_start is not None):
+            raise ValueError(
+                "sequences that are split over ranks take neither padding nor a cache: "
+                "leave out attention_mask and cache, or context"
+            )
         if cache is not None and len(cache.lengths) != B:
             raise ValueError(
                 f"the cache was made for {len(cache.lengths)} rows, but the text has {B}; "
@@ -247,13 +264,15 @@ class ForgettingAttention(nn.Module):
 
         q = self.q_proj(x).unflatten(-1, (self.num_heads, self.head_dim))
         k_rows, v_rows = (None, None) if cache is None else (cache.k_rows, cache.v_rows)
-        k, k_new = self._project(self.k_proj, x, k_rows, document_starts, padding)
-        v, v_new = self._project(self.v_proj, x, v_rows, document_starts, padding)
+        k, k_new = self._project(self.k_proj, x, k_rows, document_starts, padding, context)
+        v, v_new = self._project(self.v_proj, x, v_rows, document_starts, padding, context)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rope_base is not None:
             if cache is not None:
                 position = cache.positions(T, tokens, x.device)
+            elif context is not None:
+                position = context.positions(T, x.device)[None]
             else:
                 position = torch.arange(T, device=x.device)[None]
                 if seq_start is not None:
@@ -273,7 +292,7 @@ class ForgettingAttention(nn.Module):
                 if rows is not None:
                     rows.append(new, tokens)
         else:
-            out = self._attend(q, k, v, log_f, seq_start)
+            out = self._attend(q, k, v, log_f, seq_start, context)
 
         if self.output_norm is not None:
             out = self.output_norm(out)
@@ -299,24 +318,34 @@ class ForgettingAttention(nn.Module):
         rows: Tail | None,
         starts: Tensor | None,
         padding: Tensor | None,
+        context: ContextSplit | None,
     ) -> tuple[Tensor, Tensor]:
         if isinstance(projection, TokenShiftLinear):
             state = None if rows is None else rows.back(0)
-            return projection(x, state, starts, padding)
+            return projection(x, state, starts, padding, context)
         y = projection(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
         return y, y
 
     def _attend(
-        self, q: Tensor, k: Tensor, v: Tensor, log_f: Tensor | None, seq_start: Tensor | None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        log_f: Tensor | None,
+        seq_start: Tensor | None,
+        context: ContextSplit | None,
     ) -> Tensor:
-        if log_f is None and seq_start is None:
+        if log_f is None and seq_start is None and context is None:
             q, k, v = (rearrange(part, "B T H D -> B H T D") for part in (q, k, v))
             grouped = self.num_kv_heads != self.num_heads
             plain = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
             return rearrange(plain, "B H T D -> B T H D")
         if log_f is None:
             log_f = torch.zeros(q.shape[:3], device=q.device)
-        out = forgetting_attention(
+        attention: Callable[..., Any] = forgetting_attention
+        if context is not None:
+            attention = partial(context_parallel_attention, context=context)
+        out = attention(
             q,
             k,
             v,

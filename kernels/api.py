@@ -79,7 +79,7 @@ def forgetting_attention(
     Source: Lin et al., Forgetting Transformer, ICLR 2025, eq. 5-9; pruning: Lin et al., Adaptive
     Computation Pruning for the Forgetting Transformer, 2025.
     """
-    q, k, v, log_f = _autocast(q, k, v, log_f)
+    q, k, v, log_f = autocasted(q, k, v, log_f)
     check_heads(q, k, v, log_f, "(B, T, H, D)", 4)
     B, T, H, D = q.shape
     T_k = k.shape[1]
@@ -95,7 +95,7 @@ def forgetting_attention(
     scale = 1 / math.sqrt(D) if softmax_scale is None else softmax_scale
     check_window(window_size)
     bound = check_pruning(log_pruning_tolerance, logit_bound, B, H, q)
-    log_f = _per_query_head(log_f, H)
+    log_f = per_query_head(log_f, H)
 
     backend = checked_backend(backend, q)
     if backend == "reference":
@@ -152,7 +152,7 @@ def forgetting_attention_varlen(
         ValueError: a shape, dtype or value is not as above, or the backend cannot run here.
         NotImplementedError: gradients of gradients are asked of "flash" or "blocked".
     """
-    q, k, v, log_f = _autocast(q, k, v, log_f)
+    q, k, v, log_f = autocasted(q, k, v, log_f)
     check_heads(q, k, v, log_f, "(total_q, H, D)", 3)
     H, D = q.shape[1:]
     sequences = cu_seqlens_q.shape[0] - 1
@@ -161,7 +161,7 @@ def forgetting_attention_varlen(
     scale = 1 / math.sqrt(D) if softmax_scale is None else softmax_scale
     check_window(window_size)
     bound = check_pruning(log_pruning_tolerance, logit_bound, 1, H, q)
-    log_f = _per_query_head(log_f, H)
+    log_f = per_query_head(log_f, H)
 
     backend = checked_backend(backend, q)
     inputs = (x.unsqueeze(0) for x in (q, k, v, log_f))
@@ -258,7 +258,7 @@ def forgetting_attention_with_kvcache(
             f"q must have at most as many rows as slots are filled, but got T = {T} > "
             f"{min(filled) + T_new}."
         )
-    log_f = None if log_f is None else _per_query_head(log_f, H)
+    log_f = None if log_f is None else per_query_head(log_f, H)
     if filled is None or backend == "flash":
         ragged = cache_seqlens if isinstance(cache_seqlens, Tensor) else None
         together = S if cache_seqlens is None or ragged is not None else int(cache_seqlens)
@@ -313,7 +313,7 @@ def computed_share(
     scale = 1 / math.sqrt(D) if softmax_scale is None else softmax_scale
     check_window(window_size)
     bound = check_pruning(log_pruning_tolerance, logit_bound, B, H, q)
-    running = running_log_gates(_per_query_head(log_f, H), seq_start)
+    running = running_log_gates(per_query_head(log_f, H), seq_start)
     backend = checked_backend(backend, q)
     if backend == "reference":
         return 1.0
@@ -371,7 +371,7 @@ def _reference_varlen(
     return torch.cat(outs), torch.cat(lses, dim=1)
 
 
-def _autocast(q: Tensor, k: Tensor, v: Tensor, log_f: Tensor) -> tuple[Tensor, ...]:
+def autocasted(q: Tensor, k: Tensor, v: Tensor, log_f: Tensor) -> tuple[Tensor, ...]:
     """What autocast would do to attention: q, k, v to its dtype, gates to float32."""
     device = q.device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
@@ -382,6 +382,6 @@ def _autocast(q: Tensor, k: Tensor, v: Tensor, log_f: Tensor) -> tuple[Tensor, .
     return q.to(dtype), k.to(dtype), v.to(dtype), log_f.float()
 
 
-def _per_query_head(log_f: Tensor, H: int) -> Tensor:
+def per_query_head(log_f: Tensor, H: int) -> Tensor:
     """Gates shared by a group, given to each of its query heads."""
     return log_f if log_f.shape[-1] == H else log_f.repeat_interleave(H // log_f.shape[-1], -1)
