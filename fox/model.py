@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from fox.cache import FoxCache, LayerCache
 from fox.config import FoxConfig
 from fox.generation import beam_search, generate, stream
+from fox.kernels import ContextSplit
 from fox.layers import ForgettingAttention, HeadRMSNorm, RMSNorm, SwiGLU
 from fox.loss import IGNORED, linear_cross_entropy
 
@@ -73,10 +74,15 @@ class Block(nn.Module):
         seq_start: Tensor | None = None,
         document_starts: Tensor | None = None,
         cache: LayerCache | None = None,
+        context: ContextSplit | None = None,
     ) -> Tensor:
         """(B, T, C) -> (B, T, C); the arguments are ForgettingAttention's."""
         x = x + self.attn(
-            self.attn_norm(x), seq_start=seq_start, document_starts=document_starts, cache=cache
+            self.attn_norm(x),
+            seq_start=seq_start,
+            document_starts=document_starts,
+            cache=cache,
+            context=context,
         )
         return x + self.mlp(self.mlp_norm(x))
 
@@ -123,6 +129,7 @@ class FoxModel(nn.Module):
         document_starts: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         cache: FoxCache | None = None,
+        context: ContextSplit | None = None,
     ) -> Tensor:
         """(B, T) ids -> (B, T, C) features.
 
@@ -137,6 +144,9 @@ class FoxModel(nn.Module):
             cu_seqlens: (S + 1,) int, for one flat row (1, T): where documents begin, and T.
             cache: decode state from `new_cache`; the tokens continue its text, and it is updated in
                 place. Only without gradients.
+            context: the sequences are split over the ranks of a process group, which call together:
+                input_ids and document_starts hold what context.part gives this rank. The sum of
+                the ranks' gradients is that of one process. Without mask, cu_seqlens and cache.
 
         Raises:
             ValueError: shapes do not fit, the padding has holes, or the cache is another model's
@@ -147,6 +157,11 @@ class FoxModel(nn.Module):
         x = self._embedded(input_ids, inputs_embeds)
         B, T, _ = x.shape
         if cu_seqlens is not None:
+            if context is not None:
+                raise ValueError(
+                    "sequences that are split over ranks mark their documents by document_starts, "
+                    "split like the tokens, but got cu_seqlens"
+                )
             if document_starts is not None or B != 1:
                 raise ValueError(
                     "cu_seqlens is for one flat row (1, T) and instead of document_starts, "
@@ -173,6 +188,7 @@ class FoxModel(nn.Module):
                 seq_start=seq_start,
                 document_starts=document_starts,
                 cache=None if cache is None else cache.layers[i],
+                context=context,
             )
             if self.gradient_checkpointing and self.training:
                 x = checkpoint(block, x, use_reentrant=False)
@@ -269,6 +285,7 @@ class FoxForCausalLM(nn.Module):
         cu_seqlens: Tensor | None = None,
         cache: FoxCache | None = None,
         *,
+        context: ContextSplit | None = None,
         shift_labels: bool = True,
         reduction: Literal["mean", "sum", "none"] = "mean",
         return_logits: bool = True,
@@ -276,7 +293,9 @@ class FoxForCausalLM(nn.Module):
         """Logits of the next token, and the loss if there are labels.
 
         Args:
-            input_ids, attention_mask, document_starts, cu_seqlens, cache: as FoxModel.forward.
+            input_ids, attention_mask, document_starts, cu_seqlens, cache, context: as
+                FoxModel.forward. With a context labels are shifted before they are split, and the
+                loss is that of this rank's tokens.
             labels: (B, T) int64; -100 is not counted.
             shift_labels: labels[t] is the id at t and is predicted from t - 1 (labels=input_ids);
                 False: labels[t] is what position t shall predict.
@@ -291,6 +310,7 @@ class FoxForCausalLM(nn.Module):
             document_starts=document_starts,
             cu_seqlens=cu_seqlens,
             cache=cache,
+            context=context,
         )
         logits = self.lm_head(features) if return_logits else None
         if labels is None:
@@ -299,6 +319,11 @@ class FoxForCausalLM(nn.Module):
             raise ValueError(
                 f"labels must have the shape of input_ids, {tuple(input_ids.shape)}, "
                 f"but got {tuple(labels.shape)}"
+            )
+        if shift_labels and context is not None:
+            raise ValueError(
+                "the label of a chunk's last token stands in the next chunk: shift labels before "
+                "they are split, and pass shift_labels=False"
             )
         if shift_labels:
             labels = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
