@@ -8,17 +8,24 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from lightning import LightningModule
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from fox.config import FoxConfig
+from fox.kernels.checks import without_autocast
+from fox.loss import IGNORED
 from fox.model import FoxForCausalLM
 from fox.train.data import TextData
 from fox.train.optim import adamw, warmup_cosine
-from fox.train.rows import IGNORED, Batch
+from fox.train.rows import Batch
+from fox.train.sharding import sharded
+from fox.train.start import start_weights
 
 
 class FoxLM(LightningModule):
@@ -27,12 +34,22 @@ class FoxLM(LightningModule):
     The learning rate rises from 0 over warmup_tokens and falls along a cosine to
     min_learning_rate at the run's last token (trainer.max_steps).
 
+    A batch is a whole optimiser step. Its rows on a device go through the network in passes of
+    micro_batch_tokens, so that the number of passes follows from the number of devices; the loss is
+    the mean over all the step's predicted tokens, however they are divided.
+
     Args:
         config: the network; a checkpoint gives it as a dict of the same fields.
         learning_rate: at the peak.
         warmup_tokens: tokens until the peak; the paper has 2**28.
         min_learning_rate: at the end; the paper has 0.
         weight_decay: of matrices and the embedding.
+        micro_batch_tokens: of one pass on a device, which decides the memory for activations; one
+            row at least. None: all rows in one pass.
+        activation_checkpointing: keep only the input of each block, and compute the rest again for
+            the gradients: less memory for a quarter more time.
+        compile_blocks: torch.compile every block.
+        init_from: a checkpoint folder or file whose weights the run begins with; None draws them.
     """
 
     net: FoxForCausalLM | None
@@ -44,11 +61,19 @@ class FoxLM(LightningModule):
         warmup_tokens: int = 2**28,
         min_learning_rate: float = 0.0,
         weight_decay: float = 0.1,
+        micro_batch_tokens: int | None = None,
+        activation_checkpointing: bool = False,
+        compile_blocks: bool = False,
+        init_from: str | None = None,
     ) -> None:
         super().__init__()
         self.config = FoxConfig(**config) if isinstance(config, dict) else config
         self.learning_rate, self.min_learning_rate = learning_rate, min_learning_rate
         self.warmup_tokens, self.weight_decay = warmup_tokens, weight_decay
+        self.micro_batch_tokens = micro_batch_tokens
+        self.activation_checkpointing = activation_checkpointing
+        self.compile_blocks = compile_blocks
+        self.init_from = init_from
         # Plain values only: a checkpoint must load with weights_only=True.
         self.save_hyperparameters(
             {
@@ -57,14 +82,45 @@ class FoxLM(LightningModule):
                 "warmup_tokens": warmup_tokens,
                 "min_learning_rate": min_learning_rate,
                 "weight_decay": weight_decay,
+                "micro_batch_tokens": micro_batch_tokens,
+                "activation_checkpointing": activation_checkpointing,
+                "compile_blocks": compile_blocks,
+                "init_from": init_from,
             }
         )
         self.net = None
 
+    def setup(self, stage: str) -> None:
+        """Refuses another kind of accumulation than ours.
+
+        Raises:
+            ValueError: trainer.accumulate_grad_batches is not 1.
+        """
+        if self.trainer.accumulate_grad_batches != 1:
+            raise ValueError(
+                f"expected trainer.accumulate_grad_batches = 1, but got "
+                f"{self.trainer.accumulate_grad_batches}: data.batch_size counts the rows of a "
+                "whole step, and model.micro_batch_tokens divides them into passes"
+            )
+
     def configure_model(self) -> None:
         """Builds the network; Lightning calls this before every fit, validate and test."""
-        if self.net is None:
+        if self.net is not None:
+            return
+        strategy = self._trainer.strategy if self._trainer is not None else None
+        if isinstance(strategy, ModelParallelStrategy):
+            self.net = sharded(self.config, strategy.root_device)
+        else:
             self.net = FoxForCausalLM(self.config)
+        self.net.model.gradient_checkpointing = self.activation_checkpointing
+        if self.compile_blocks:
+            for block in self.net.model.layers:
+                block.compile()  # in place: torch.compile(block) would rename the parameters
+
+    def on_fit_start(self) -> None:
+        """Takes the weights to begin with; a run that goes on has its own by now."""
+        if self.init_from is not None and self.trainer.ckpt_path is None:
+            start_weights(self.network, self.config, self.data.tokenizer, self.init_from)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW and its schedule by tokens."""
@@ -97,7 +153,7 @@ class FoxLM(LightningModule):
     @property
     def tokens_per_step(self) -> int:
         """Tokens of one optimiser step, over all devices."""
-        return self.data.tokens_per_batch * self.trainer.accumulate_grad_batches
+        return self.data.tokens_per_batch
 
     def flops_per_token(self) -> float:
         """Of a forward and backward pass: 6 per weight, and attention over half the row.
@@ -110,17 +166,34 @@ class FoxLM(LightningModule):
         attention = self.config.num_hidden_layers * self.config.hidden_size * self.data.seq_len
         return 6.0 * (weights + attention)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The mean loss over the predicted tokens of all devices' rows."""
-        loss = self.network(**batch).loss
-        if self.trainer.world_size > 1:
-            # Gradients are averaged over devices, whose rows may hold unequal numbers of targets.
-            count = _num_targets(batch).float()
-            loss = loss * count / self.trainer.strategy.reduce(count.clone(), reduce_op="mean")
-        self.log("train_loss", loss.detach(), sync_dist=True)
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """The gradients of the mean loss over the predicted tokens of all devices' rows.
+
+        Returns:
+            loss: the last pass's part, for Lightning's backward; the other passes had theirs.
+            token_losses: (B, T) float32, of this device's rows, 0 where nothing is predicted.
+        """
+        batch = _aligned(batch)
+        num_targets = self._sum_over_devices(_num_targets(batch))
+        # Gradients are averaged over devices: each gives its share of the mean times their number.
+        scale = self.trainer.world_size / num_targets
+        self._optimizer().zero_grad()
+        losses, passes = [], self._passes(batch)
+        for number, part in enumerate(passes, 1):
+            out = self.network(**part, shift_labels=False, reduction="sum", return_logits=False)
+            loss = out.loss * scale
+            losses.append(out.token_losses)
+            if number < len(passes):
+                with without_autocast(self.device):
+                    self.trainer.strategy.backward(loss, None)
+        token_losses = torch.cat(losses)
+        self.log("train_loss", self._sum_over_devices(token_losses.sum()) / num_targets)
         self.log("learning_rate", self._optimizer().param_groups[0]["lr"])
         self.log("tokens", float((self.global_step + 1) * self.tokens_per_step))
-        return loss
+        return {"loss": loss, "token_losses": token_losses}
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Nothing: training_step does, before the first pass."""
 
     def configure_gradient_clipping(
         self,
@@ -131,6 +204,7 @@ class FoxLM(LightningModule):
         """Clips the global norm, and logs it as it was before."""
         limit = math.inf if gradient_clip_val is None else gradient_clip_val
         norm = nn.utils.clip_grad_norm_(self.parameters(), limit)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self.log("gradient_norm", norm)
 
     def on_validation_epoch_start(self) -> None:
@@ -140,14 +214,16 @@ class FoxLM(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Adds the losses of the predicted tokens."""
-        self.loss_sum += self.network(**batch, reduction="none").loss.double().sum().cpu()
+        batch = _aligned(batch)
+        for part in self._passes(batch):
+            out = self.network(**part, shift_labels=False, reduction="sum", return_logits=False)
+            self.loss_sum += out.token_losses.double().sum().cpu()
         self.num_targets += _num_targets(batch).cpu()
 
     def on_validation_epoch_end(self) -> None:
         """Logs the mean over tokens, exactly, and what follows from it."""
         sums = torch.stack([self.loss_sum, self.num_targets.double()])
-        if self.trainer.world_size > 1:
-            sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
+        sums = self._sum_over_devices(sums.to(self.device))
         loss = float(sums[0] / sums[1])
         # Equal on all devices by now; sync_dist only keeps Lightning from warning.
         self.log("val_loss", loss, sync_dist=True)
@@ -180,11 +256,28 @@ class FoxLM(LightningModule):
                 "another one: pass --data.tokenizer, the tokenizer.json of the checkpoint's run"
             )
 
+    def _passes(self, batch: Batch) -> list[Batch]:
+        """The rows in groups of at most micro_batch_tokens."""
+        rows, T = batch["input_ids"].shape
+        size = rows if self.micro_batch_tokens is None else max(1, self.micro_batch_tokens // T)
+        groups = zip(*(tensor.split(size) for tensor in batch.values()), strict=True)
+        return [dict(zip(batch, group, strict=True)) for group in groups]
+
+    def _sum_over_devices(self, tensor: Tensor) -> Tensor:
+        if self.trainer.world_size == 1:
+            return tensor
+        return self.trainer.strategy.reduce(tensor.clone(), reduce_op="sum")
+
     def _optimizer(self) -> Optimizer:
         optimizer = self.optimizers()
         assert isinstance(optimizer, Optimizer)
         return optimizer
 
 
-def _num_targets(batch: Batch) -> Tensor:
-    return (batch["labels"][:, 1:] != IGNORED).sum()
+def _aligned(batch: Batch) -> Batch:
+    """With labels that belong to the position which predicts them."""
+    return batch | {"labels": F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)}
+
+
+def _num_targets(aligned: Batch) -> Tensor:
+    return (aligned["labels"] != IGNORED).sum()
