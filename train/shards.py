@@ -1,230 +1,191 @@
 """Token shards: a corpus as flat files of token ids that are mapped into memory, never loaded.
 
-A folder holds tokenizer.json, meta.json and, for the parts "train" and "validation",
-PART.bin (token ids, uint16 or uint32) and PART.bounds.npy ((documents + 1,) int64).
+A folder holds tokenizer.json, meta.json (the index) and the folder shards/. Shard 7 is the tokens
+of a run of documents, those to train on and those held out:
+
+    train-00007.bin      uint16, or uint32 where the vocabulary needs it: the token ids
+    train-00007.len      (documents, 2) int64: tokens and bytes of text of each document
+    validation-00007...  the same of the documents that are held out
+    00007.json           the counts and the sha256 of each part, written when the rest is whole
+
+meta.json repeats the shards' records in order, and says how many of the documents count.
 """
 
 import hashlib
-import json
-import sys
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import tokenizers
-from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from tokenizers import Tokenizer
 
-from fox.corpus import Document, divide, find_files, read_documents, standard_library
-from fox.files import whole_file, write_json
-from fox.train.tokenizer import END_OF_TEXT, encode_documents, train_tokenizer
+from fox.files import read_json
+from fox.train.tokenizer import num_entries
 
 PARTS = ("train", "validation")
-TOKENIZER_CHARACTERS = 50_000_000  # more text changes the merges little and costs minutes
-LAYOUT = 1  # counts up when files of an older version can no longer be read
+LAYOUT = 2  # counts up when files of an older version can no longer be read
+OPEN_FILES = 256  # mapped at once by one process and part: systems allow about 1,000
+HASHED_BYTES = 1 << 24  # at once
+LENGTHS = np.dtype(np.int64)
+Record = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """Which documents to read; the fields are the arguments of read_documents."""
+class Tokens(Protocol):
+    """Token ids, (N,) uint16 or uint32, that are read in slices: an array, or files like one."""
 
-    files: tuple[str, ...] | None = None
-    dataset: str | None = None
-    text_field: str = "text"
-    subset: str | None = None
-    split: str = "train"
-    streaming: bool = False
+    def __len__(self) -> int: ...
 
-    def documents(self) -> Iterator[Document]:
-        """The documents, read anew at each call."""
-        return read_documents(**asdict(self))
-
-    def fingerprint(self) -> str:
-        """Changes with the corpus: with its content, its files' sizes and times, or its name."""
-        content: object
-        if self.files:
-            stats = [(name, path.stat()) for path, name in find_files(self.files).items()]
-            content = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-        elif self.dataset:
-            content = None  # a named dataset is taken to stay as it is
-        else:
-            content = standard_library()
-        return hashlib.sha256(repr((self, content)).encode()).hexdigest()
+    def __getitem__(self, places: slice, /) -> np.ndarray: ...
 
 
 class Part(NamedTuple):
     """Encoded documents, one after the other.
 
     Attributes:
-        tokens: (N,) uint16 or uint32, each document ending with END_OF_TEXT.
+        tokens: (N,), each document ending with the tokenizer's end of text.
         bounds: (documents + 1,) int64; document i is tokens[bounds[i]:bounds[i + 1]].
     """
 
-    tokens: np.ndarray
+    tokens: Tokens
     bounds: np.ndarray
 
 
-class Shards:
-    """The two parts of a corpus, its tokenizer, and the counts in meta.json."""
-
-    def __init__(self, folder: Path) -> None:
-        self.meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.train, self.validation = (
-            Part(
-                np.memmap(folder / f"{part}.bin", self.meta["dtype"], mode="r"),
-                np.load(folder / f"{part}.bounds.npy"),
-            )
-            for part in PARTS
-        )
-
-
-def build_shards(
-    folder: Path,
-    corpus: Corpus,
-    vocab_size: int,
-    *,
-    tokenizer: Path | None = None,
-    max_tokens: int | None = None,
-) -> Shards:
-    """Encodes a corpus into a folder, or finds it there from an earlier call with equal arguments.
-
-    The validation part is what `divide` holds out.
+class JoinedTokens:
+    """Arrays of token ids behind one another, as one.
 
     Args:
-        folder: where the files go; meta.json is written last, so that it vouches for the others.
-        corpus: the documents.
-        vocab_size: of the tokenizer that is trained on the training part.
-        tokenizer: a tokenizer.json to use instead; it has at most vocab_size entries.
-        max_tokens: stop reading when the training part has this many; None reads all.
+        counts: the length of each, at least 1.
+        array: the array of a number, asked for whenever it is read.
+    """
+
+    def __init__(self, counts: Sequence[int], array: Callable[[int], Tokens]) -> None:
+        self.array = array
+        self.ends = np.cumsum([0, *counts])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, places: slice, /) -> np.ndarray:
+        begin, end, _ = places.indices(len(self))
+        number = int(np.searchsorted(self.ends, begin, side="right")) - 1
+        pieces = []
+        while begin < end:
+            first, last = self.ends[number : number + 2].tolist()
+            pieces.append(self.array(number)[begin - first : min(end, last) - first])
+            begin = last
+            number += 1
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces or [np.zeros(0, np.uint16)])
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The two parts of an encoded corpus, its tokenizer and the counts of its index.
+
+    Attributes:
+        folder: where it lies.
+        meta: of meta.json: end_of_text (the token's id), and for "train" and "validation"
+            documents, tokens, bytes and sha256.
+        tokenizer: of the tokens.
+        train, validation: the documents.
+    """
+
+    folder: Path
+    meta: Record
+    tokenizer: Tokenizer
+    train: Part
+    validation: Part
+
+
+def open_shards(folder: Path) -> Shards:
+    """Maps an encoded corpus into memory.
 
     Raises:
-        ValueError, FileNotFoundError: the corpus or the tokenizer cannot be read, or is too small.
+        ValueError: a file is missing or has another size than the index says.
     """
-    fingerprint = _fingerprint(corpus, vocab_size, tokenizer, max_tokens)
-    meta = folder / "meta.json"
-    if (
-        meta.is_file()
-        and json.loads(meta.read_text(encoding="utf-8"))["fingerprint"] == fingerprint
-    ):
-        return Shards(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    meta.unlink(missing_ok=True)
-    if tokenizer is None:
-        started = time.perf_counter()
-        documents = divide(corpus.documents)
-        texts = (document.text for document, held_out in documents if not held_out)
-        encoder = train_tokenizer(_limited(texts, TOKENIZER_CHARACTERS), vocab_size)
-        seconds = time.perf_counter() - started
-        print(f"tokenizer: {encoder.get_vocab_size()} entries ({seconds:.1f} s)", flush=True)
-    else:
-        encoder = read_tokenizer(tokenizer, vocab_size)
-    with whole_file(folder / "tokenizer.json") as path:
-        encoder.save(str(path))
-    counts = _encode(folder, divide(corpus.documents), encoder, vocab_size, max_tokens)
-    write_json(meta, {"fingerprint": fingerprint} | counts)
-    return Shards(folder)
-
-
-def read_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
-    """Reads a tokenizer.json that fits a model of vocab_size entries and can end documents."""
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a tokenizer.json, but there is no file {path}")
-    tokenizer = Tokenizer.from_file(str(path))
-    if tokenizer.get_vocab_size() > vocab_size:
+    meta = read_json(folder / "meta.json")
+    wrong = next(damaged_shards(folder, meta, contents=False), None)
+    if wrong is not None:
         raise ValueError(
-            f"expected a tokenizer of at most vocab_size = {vocab_size} entries, but {path} has "
-            f"{tokenizer.get_vocab_size()}: pass --data.vocab_size {tokenizer.get_vocab_size()}"
+            f"expected whole shards in {folder}, but {wrong}: the command that encoded the corpus "
+            "(fox-data prepare) mends them, and only them"
         )
-    if tokenizer.token_to_id(END_OF_TEXT) is None:
-        raise ValueError(f"expected a tokenizer with the token {END_OF_TEXT}, but {path} has none")
-    return tokenizer
-
-
-def _fingerprint(
-    corpus: Corpus, vocab_size: int, tokenizer: Path | None, max_tokens: int | None
-) -> str:
-    given = tokenizer and read_tokenizer(tokenizer, vocab_size).to_str()
-    key = (LAYOUT, tokenizers.__version__, corpus.fingerprint(), vocab_size, given, max_tokens)
-    return hashlib.sha256(repr(key).encode()).hexdigest()
-
-
-def _limited(texts: Iterable[str], characters: int) -> Iterator[str]:
-    for text in texts:
-        yield text[:characters]
-        characters -= len(text)
-        if characters <= 0:
-            return
-
-
-class _PartWriter:
-    """Appends documents to an open file and keeps count of them."""
-
-    def __init__(self, file: BinaryIO, dtype: np.dtype) -> None:
-        self.file, self.dtype = file, dtype
-        self.digest = hashlib.sha256()
-        self.bounds = [0]
-        self.num_bytes = 0
-
-    def add(self, ids: np.ndarray, text: str) -> None:
-        data = ids.astype(self.dtype).tobytes()
-        self.file.write(data)
-        self.digest.update(data)
-        self.bounds.append(self.bounds[-1] + len(ids))
-        self.num_bytes += len(text.encode())
-
-    def counts(self) -> dict[str, Any]:
-        return {
-            "documents": len(self.bounds) - 1,
-            "tokens": self.bounds[-1],
-            "bytes": self.num_bytes,
-            "sha256": self.digest.hexdigest(),
-        }
-
-
-def _encode(
-    folder: Path,
-    documents: Iterator[tuple[Document, bool]],
-    tokenizer: Tokenizer,
-    vocab_size: int,
-    max_tokens: int | None,
-) -> dict[str, Any]:
-    """Writes both parts; returns what meta.json tells about them."""
-    dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
-    progress = Progress(
-        TextColumn("encoding: {task.completed:,} tokens"),
-        TimeElapsedColumn(),
-        disable=not sys.stdout.isatty(),
-        transient=True,
+    train, validation = (_part(folder, meta, part) for part in PARTS)
+    return Shards(
+        folder, meta, Tokenizer.from_file(str(folder / "tokenizer.json")), train, validation
     )
-    started = time.perf_counter()
-    with ExitStack() as stack, progress:
-        writers = {}
-        for part in PARTS:  # both take their names when the stack is left without an error
-            path = stack.enter_context(whole_file(folder / f"{part}.bin"))
-            writers[part] = _PartWriter(stack.enter_context(path.open("wb")), dtype)
-        train, validation = writers.values()
-        task = progress.add_task("", total=None)
-        for (_, text), held_out in documents:
-            full = max_tokens is not None and train.bounds[-1] >= max_tokens
-            if full and len(validation.bounds) > 1:
-                break
-            if text and (held_out or not full):
-                (ids,) = encode_documents(tokenizer, [text])
-                (validation if held_out else train).add(ids, text)
-                progress.update(task, advance=len(ids))
-        for part, writer in writers.items():
-            with whole_file(folder / f"{part}.bounds.npy") as path:
-                np.save(path, np.array(writer.bounds))
-    counts = {part: writer.counts() for part, writer in writers.items()}
-    seconds = time.perf_counter() - started
-    print(
-        f"encoded: {counts['train']['tokens']:,} tokens to train on, "
-        f"{counts['validation']['tokens']:,} held out ({seconds:.1f} s)",
-        flush=True,
-    )
-    return {"dtype": dtype.name} | counts
+
+
+def _part(folder: Path, meta: Record, part: str) -> Part:
+    chosen = [i for i, record in enumerate(meta["shards"]) if record[part]["documents"]]
+    files = [shard_files(folder, part, number) for number in chosen]
+    lengths = [np.fromfile(documents, LENGTHS)[::2] for _, documents in files]
+    ends = np.cumsum(np.concatenate([[0], *lengths]))[: meta[part]["documents"] + 1]
+    counts = [meta["shards"][number][part]["tokens"] for number in chosen]
+    # With max_tokens the last shard holds more than counts.
+    counts = np.diff(np.minimum(np.cumsum([0, *counts]), ends[-1])).tolist()
+
+    @lru_cache(OPEN_FILES)
+    def mapped(number: int) -> np.ndarray:
+        return np.memmap(files[number][0], meta["dtype"], mode="r", shape=(counts[number],))
+
+    return Part(JoinedTokens(counts, mapped), ends)
+
+
+def shard_files(folder: Path, part: str, number: int) -> tuple[Path, Path]:
+    """Token ids and lengths of one part of a shard."""
+    stem = folder / "shards" / f"{part}-{number:05d}"
+    return stem.with_suffix(".bin"), stem.with_suffix(".len")
+
+
+def damaged_shards(folder: Path, meta: Record, *, contents: bool) -> Iterator[str]:
+    """What is wrong with each file that differs from the index in size or, if asked, contents."""
+    itemsize = np.dtype(meta["dtype"]).itemsize
+    for number, record in enumerate(meta["shards"]):
+        yield from damage(folder, number, record, itemsize, contents=contents)
+
+
+def damage(
+    folder: Path, number: int, record: Record, itemsize: int, *, contents: bool
+) -> Iterator[str]:
+    """What is wrong with the files of one shard."""
+    for part in PARTS:
+        counts = record[part]
+        files = shard_files(folder, part, number)
+        sizes = (counts["tokens"] * itemsize, counts["documents"] * 2 * LENGTHS.itemsize)
+        whole = True
+        for path, size in zip(files, sizes, strict=True):
+            actual = path.stat().st_size if path.is_file() else None
+            if actual != size:
+                whole = False
+                yield (
+                    f"{path} has {actual} bytes instead of {size}"
+                    if actual
+                    else (f"{path} is missing or empty")
+                )
+        if whole and contents and sha256_of(*files) != counts["sha256"]:
+            yield f"{files[0]} or its .len file does not have the contents that were written"
+
+
+def sha256_of(*paths: Path) -> str:
+    """Of the files' contents, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while data := file.read(HASHED_BYTES):
+                digest.update(data)
+    return digest.hexdigest()
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """A model of vocab_size entries must know every token.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if num_entries(tokenizer) > vocab_size:
+        raise ValueError(
+            f"expected a tokenizer of at most vocab_size = {vocab_size} entries, but it has "
+            f"{num_entries(tokenizer)}: pass --data.vocab_size {num_entries(tokenizer)}"
+        )

@@ -1,18 +1,21 @@
-"""Byte-level BPE: trained on the corpus itself, exact on every text."""
+"""Tokenizers: byte-level BPE trained on the corpus itself, or any file, and exact encoding."""
 
+import json
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from fox.files import read_json
+
 END_OF_TEXT = "<|endoftext|>"
 SMALLEST_VOCABULARY = 257  # every byte, and END_OF_TEXT
-CHUNK = 1 << 16  # characters
-CHUNKS_AT_ONCE = 64  # encoded in parallel; bounds the memory that a long document takes
-# Here a long text may be cut without changing its tokens: the pre-tokenizer always ends a word
-# before a line break that a visible character follows.
+PIECE = 1 << 16  # characters
+# Here a long text may be cut without changing its tokens: GPT-2's pre-tokenizer, and so that of
+# train_tokenizer, always ends a word before a line break that a visible character follows.
 SAFE_CUT = re.compile(r"\n(?=[!-~])")
 
 
@@ -44,26 +47,64 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def encode_documents(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[np.ndarray]:
-    """The token ids of each text, (T,) int64, with END_OF_TEXT as the last one.
+def read_tokenizer(path: Path) -> tuple[Tokenizer, str]:
+    """A tokenizer.json, and the token that ends its documents.
 
-    A text that spells END_OF_TEXT out is text: it never ends a document.
+    That is the eos_token of the tokenizer_config.json beside it, or else END_OF_TEXT.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no tokenizer, or it has no such token.
     """
-    tokenizer.encode_special_tokens = True
-    end = np.array([tokenizer.token_to_id(END_OF_TEXT)])
-    for text in texts:
-        chunks = _chunks(text)
-        ids = []
-        for i in range(0, len(chunks), CHUNKS_AT_ONCE):
-            encodings = tokenizer.encode_batch_fast(
-                chunks[i : i + CHUNKS_AT_ONCE], add_special_tokens=False
-            )
-            ids += [np.array(encoding.ids, np.int64) for encoding in encodings]
-        yield np.concatenate([*ids, end])
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a tokenizer.json, but there is no file {path}")
+    if "model" not in read_json(path):
+        raise ValueError(f"expected the tokenizer.json of the library tokenizers, but got {path}")
+    tokenizer = Tokenizer.from_file(str(path))
+    config = path.with_name("tokenizer_config.json")
+    end = read_json(config).get("eos_token") if config.is_file() else None
+    end = (end.get("content") if isinstance(end, dict) else end) or END_OF_TEXT
+    if tokenizer.token_to_id(end) is None:
+        raise ValueError(
+            f"expected a tokenizer with the token {end}, but {path} has none: name the token that "
+            f'ends its documents in {config}, {{"eos_token": ...}}'
+        )
+    return tokenizer, end
 
 
-def _chunks(text: str) -> list[str]:
+def num_entries(tokenizer: Tokenizer) -> int:
+    """Rows that an embedding needs: the largest id and one; ids may leave gaps."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def cuts_at_lines(tokenizer: Tokenizer) -> bool:
+    """Whether the tokens of a text are those of its parts between SAFE_CUTs.
+
+    So it is where GPT-2's pre-tokenizer alone looks at the text before the merges do.
+    """
+    settings = json.loads(tokenizer.to_str())
+    words = settings["pre_tokenizer"] or {}
+    return (
+        settings["normalizer"] is None
+        and words.get("type") == "ByteLevel"
+        and words.get("use_regex", True)
+        and not words["add_prefix_space"]
+        and not any("\n" in token["content"] for token in settings["added_tokens"])
+    )
+
+
+def pieces_of(text: str, cut: bool) -> list[str]:
+    """The text in parts of about PIECE characters if it may be cut, else in one."""
     cuts = [0]
-    while len(text) - cuts[-1] > CHUNK and (cut := SAFE_CUT.search(text, cuts[-1] + CHUNK)):
-        cuts.append(cut.start())
+    while (
+        cut and len(text) - cuts[-1] > PIECE and (place := SAFE_CUT.search(text, cuts[-1] + PIECE))
+    ):
+        cuts.append(place.start())
     return [text[a:b] for a, b in zip(cuts, [*cuts[1:], None], strict=True)]
+
+
+def encode(tokenizer: Tokenizer, pieces: Sequence[str]) -> list[np.ndarray]:
+    """The token ids of each piece, (T,) uint32. A special token that is spelt out is text."""
+    tokenizer.encode_special_tokens = True
+    encodings = tokenizer.encode_batch_fast(list(pieces), add_special_tokens=False)
+    return [np.array(encoding.ids, np.uint32) for encoding in encodings]

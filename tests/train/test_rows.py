@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fox.train.rows import IGNORED, TrainingBatches, ValidationBatches
+from fox.train.rows import IGNORED, Packing, Shuffled, TrainingBatches, ValidationBatches
 from fox.train.shards import Part
 
 
@@ -19,15 +19,18 @@ def part(seed=0, documents=20):
 
 def training(rank=0, world_size=1, seed=0, consumed=lambda: 0):
     return TrainingBatches(
-        part(),
+        Shuffled(part(), 8, [seed]),
         {"corpus": "c", "seq_len": 8},
         seq_len=8,
         batch_size=4,
-        seed=seed,
         rank=rank,
         world_size=world_size,
         consumed=consumed,
     )
+
+
+def validation(**place):
+    return ValidationBatches(Packing(part(), np.arange(20), 8), batch_size=4, **place)
 
 
 def equal(a, b):
@@ -35,8 +38,8 @@ def equal(a, b):
 
 
 def test_validation_predicts_every_token_once_but_the_first_of_rows_and_documents():
-    batches = list(ValidationBatches(part(), seq_len=8, batch_size=4))
-    assert len(batches) == len(ValidationBatches(part(), seq_len=8, batch_size=4))
+    batches = list(validation())
+    assert len(batches) == len(validation())
     assert all(batch["input_ids"].shape == (4, 8) for batch in batches)
     labels = torch.cat([batch["labels"] for batch in batches])
     starts = torch.cat([batch["document_starts"] for batch in batches])
@@ -68,15 +71,12 @@ def test_a_batch_is_a_function_of_the_seed_and_its_number_alone():
 
 
 def test_every_epoch_holds_other_rows_in_another_order():
-    batches = training()
-    epochs = [
-        torch.stack(
-            [batches.batch(e * batches.batches_per_epoch + i)["input_ids"] for i in range(5)]
-        )
-        for e in range(2)
-    ]
-    assert not torch.equal(*epochs)
-    assert epochs[0].unique().numel() == epochs[0].numel()  # no token twice within an epoch
+    stream = Shuffled(part(), 8, [0])
+    rows = [stream.row(number)[0] for number in range(2 * stream.rows_per_epoch)]
+    epochs = np.concatenate(rows).reshape(2, -1)
+    assert not np.array_equal(*epochs)
+    for epoch in epochs:
+        assert len(set(epoch.tolist())) == epoch.size  # no token twice within an epoch
 
 
 def test_ranks_divide_the_rows_of_one_batch():
@@ -85,11 +85,8 @@ def test_ranks_divide_the_rows_of_one_batch():
     for name, value in whole.items():
         assert torch.equal(value[0::2], parts[0][name])
         assert torch.equal(value[1::2], parts[1][name])
-    shares = [
-        list(ValidationBatches(part(), seq_len=8, batch_size=4, rank=rank, world_size=2))
-        for rank in range(2)
-    ]
-    whole = list(ValidationBatches(part(), seq_len=8, batch_size=4))
+    shares = [list(validation(rank=rank, world_size=2)) for rank in range(2)]
+    whole = list(validation())
     assert len(shares[0]) == len(shares[1]) == len(whole)
     for batch, *halves in zip(whole, *shares, strict=True):
         assert torch.equal(batch["labels"][0::2], halves[0]["labels"])
@@ -112,4 +109,4 @@ def test_a_checkpoint_of_other_batches_is_refused_and_both_are_named():
 
 def test_a_corpus_smaller_than_a_batch_is_refused():
     with pytest.raises(ValueError, match="100 rows of 8 tokens, but it has"):
-        TrainingBatches(part(), {}, seq_len=8, batch_size=100, seed=0)
+        TrainingBatches(Shuffled(part(), 8, [0]), {}, seq_len=8, batch_size=100)

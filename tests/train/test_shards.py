@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from fox.corpus import is_held_out
-from fox.train import shards
-from fox.train.shards import Corpus, build_shards
+from fox.train import writer
+from fox.train.encoding import Corpus, Encoding, build_shards
 from fox.train.tokenizer import END_OF_TEXT
 
 CORPUS = Corpus(files=("corpus/*.txt",))
@@ -17,7 +17,7 @@ FOLDER = Path("data")
 
 
 def build(corpus=CORPUS, vocab_size=280, **kwargs):
-    return build_shards(FOLDER, corpus, vocab_size, **kwargs)
+    return build_shards(FOLDER, corpus, Encoding(vocab_size, **kwargs))
 
 
 def decoded(part, tokenizer):
@@ -35,12 +35,12 @@ def test_documents_come_back_from_the_shards_each_in_its_part(experiment):
         text for name, text in texts.items() if not is_held_out(name)
     )
     assert built.meta["validation"]["bytes"] == sum(len(text.encode()) for text in held_out)
-    assert built.train.tokens.dtype == np.uint16
+    assert built.train.tokens[:3].dtype == np.uint16
 
 
 def test_a_second_call_encodes_nothing(experiment, monkeypatch):
     build()
-    monkeypatch.setattr(shards, "encode_documents", None)
+    monkeypatch.setattr(writer, "encode", None)
     build()
 
 
@@ -64,15 +64,15 @@ def test_a_changed_corpus_or_setting_is_encoded_anew(experiment, monkeypatch, ch
     )
 
 
-@pytest.mark.parametrize("broken", ["whole_file", "encode_documents"])
+@pytest.mark.parametrize("broken", ["whole_file", "encode"])
 def test_an_encoding_that_was_cut_short_leaves_nothing_that_counts(experiment, monkeypatch, broken):
     whole = build().meta
     (experiment / "corpus" / "0.txt").write_text("something else\n")
     with monkeypatch.context() as patch:
-        patch.setattr(shards, broken, lambda *args: 1 / 0)
+        patch.setattr(writer, broken, lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             build()
-    names = {path.name for path in FOLDER.iterdir()}
+    names = {path.name for path in FOLDER.rglob("*")}
     assert "meta.json" not in names
     assert not any(name.startswith(".") for name in names)  # no scratch file stays
     assert build().meta["train"]["sha256"] != whole["train"]["sha256"]
