@@ -13,9 +13,9 @@ RUN := .venv/bin
 demo: .venv/installed
 	$(RUN)/fox-train fit --config train/configs/demo.yaml \
 		$(if $(wildcard runs/demo/checkpoints/last.ckpt),--ckpt_path last)
-	$(RUN)/fox-eval per-token-loss --checkpoint runs/demo/model --output runs/demo
+	$(RUN)/fox-eval per-token-loss --model runs/demo/model --output runs/demo
 	$(RUN)/fox-eval needle --checkpoint runs/demo/model --output runs/demo
-	$(RUN)/fox-eval samples --checkpoint runs/demo/model --output runs/demo
+	$(RUN)/fox-eval samples --model runs/demo/model --output runs/demo
 	$(RUN)/fox-eval recall --output runs/demo
 	$(RUN)/fox-eval summary runs/demo
 

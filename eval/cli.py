@@ -26,10 +26,11 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "samples": samples,
     "summary": summary,
 }
-DESCRIPTION = """Evaluate a FoX model: a checkpoint folder, or a .ckpt file of fox-train.
+DESCRIPTION = """Evaluate language models: our folders, .ckpt files of fox-train, official and fla
+checkpoints, and any causal model that transformers can load, all by the same code.
 
-  fox-eval per-token-loss --checkpoint runs/demo/model --output runs/demo
-  fox-eval needle --checkpoint runs/demo/model --output runs/demo --lengths 256 512
+  fox-eval per-token-loss --model runs/demo/model --output runs/demo
+  fox-eval needle --model runs/demo/model --output runs/demo --lengths 256 512
   fox-eval recall --output runs/demo
 """
 
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, ModuleNotFoundError) as error:
         fail(str(error))
     except KeyboardInterrupt:
-        fail("stopped; finished prompts of a needle test are kept")
+        fail("stopped; the same command goes on with what is left")
 
 
 def fail(message: str) -> NoReturn:

@@ -34,6 +34,7 @@ class EvalModel:
         vocab_size: logits per position, V.
         training_length: tokens of a training row, None if not known.
         max_length: tokens that learned position embeddings reach; None where nothing ends.
+        bos: id that begins a text; None where the tokenizer has no such special token.
         eos: ids that end a text.
         network: the module, in eval mode.
         native: the same where it is ours, else None.
@@ -47,6 +48,7 @@ class EvalModel:
     vocab_size: int
     training_length: int | None
     max_length: int | None
+    bos: int | None
     eos: list[int]
     network: nn.Module
     native: FoxForCausalLM | None
@@ -94,13 +96,23 @@ class EvalModel:
         return chosen.cpu(), (log_probs.argmax(-1) == answer).cpu()
 
     @torch.no_grad()
-    def generate(self, ids: list[int], max_new_tokens: int, stop: Sequence[str] = ()) -> list[int]:
-        """Continues a text, always with the likeliest token.
+    def generate(
+        self,
+        ids: list[int],
+        max_new_tokens: int,
+        stop: Sequence[str] = (),
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> list[int]:
+        """Continues a text.
 
         Args:
             ids: of the text, at least one.
             max_new_tokens: at most so many.
             stop: texts that end the continuation; the token that completes one is its last.
+            temperature: divides the logits before a token is drawn; 0 takes the likeliest.
+            seed: of the draws.
 
         Returns:
             the new ids, without the one that ends a text.
@@ -111,16 +123,22 @@ class EvalModel:
             tokens = self.native.generate(
                 prompt,
                 max_new_tokens,
+                temperature=temperature,
                 stop_token_ids=self.eos,
                 stop_strings=list(stop),
                 tokenizer=self.tokenizer,
+                generator=torch.Generator(self.device).manual_seed(seed),
             )
         else:
-            tokens = self._generate(prompt, max_new_tokens, stop)
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)
+                tokens = self._generate(prompt, max_new_tokens, stop, temperature)
         new = tokens[0, len(ids) :].tolist()
         return new[:-1] if new and new[-1] in self.eos else new
 
-    def _generate(self, prompt: Tensor, max_new_tokens: int, stop: Sequence[str]) -> Tensor:
+    def _generate(
+        self, prompt: Tensor, max_new_tokens: int, stop: Sequence[str], temperature: float
+    ) -> Tensor:
         from transformers import StoppingCriteria, StoppingCriteriaList
 
         tokenizer, length = self.tokenizer, prompt.shape[1]
@@ -131,11 +149,13 @@ class EvalModel:
                 return torch.tensor([any(end in text for end in stop)], device=input_ids.device)
 
         network: Any = self.network
+        drawing = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {}
         return network.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),
             max_new_tokens=max_new_tokens,
             stopping_criteria=StoppingCriteriaList([StopAtText()] if stop else []),
+            **drawing,
         )
 
     def _features(self, ids: Tensor) -> Tensor:
@@ -170,6 +190,8 @@ def load_model(path: str) -> EvalModel:
             f"the tokenizer of {path} gives token {largest}, but the model has "
             f"{model.vocab_size}: put the tokenizer.json that its training used into the folder"
         )
+    if model.bos not in model.tokenizer.get_added_tokens_decoder():
+        model.bos = None  # a config's default, which means nothing to this tokenizer
     model.tokenizer.encode_special_tokens = True
     model.tokenizer.no_truncation()
     model.tokenizer.no_padding()
@@ -221,6 +243,7 @@ def _native(path: str, device: torch.device) -> EvalModel:
         vocab_size=config.vocab_size,
         training_length=config.max_position_embeddings,
         max_length=None,
+        bos=config.bos_token_id,
         eos=[] if config.eos_token_id is None else [config.eos_token_id],
         network=model,
         native=model,
@@ -262,6 +285,7 @@ def _foreign(path: str, device: torch.device) -> EvalModel:
         vocab_size=config.vocab_size,
         training_length=getattr(config, "max_position_embeddings", None),
         max_length=_learned_positions(network),
+        bos=getattr(config, "bos_token_id", None),
         eos=eos,
         network=network,
         native=None,

@@ -1,44 +1,59 @@
 """Loss by position: does a model go on using its context as the context grows?
 
-Legend: N documents, T positions. Position t is the number of tokens seen before the one predicted.
+Legend: N rows, T positions. Position t is the number of tokens seen before the one predicted.
 """
 
+import hashlib
 import math
+import time
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor
 
-from fox.corpus import Document
-from fox.eval.plots import FAINT, INK, PALETTE, new_figure, plain_axes, save_figure
+from fox.eval.models import EvalModel, load_model, tail_names
+from fox.eval.plots import mark_training_lengths
 from fox.eval.progress import progress
-from fox.eval.text import Split, batches_of, documents_of, load, next_token_losses
-from fox.files import write_csv, write_json
-from fox.model import FoxForCausalLM
+from fox.eval.store import run_key
+from fox.eval.text import Rows, Split, batches_of, documents_of, rows_of
+from fox.figures import PALETTE, new_figure, plain_axes, save_figure
+from fox.files import whole_file, write_csv, write_json
 
-BINS_PER_OCTAVE = 2
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SECONDS_BETWEEN_SAVES = 20.0
+SMOOTHING = 101  # positions of the centred mean, as in the paper
+DRAWN_OCTAVES = 8  # of positions up to the last: the loss of the very first tokens hides the rest
+CONFIDENCE = 1.96  # standard errors on both sides: 95 %
 
 
 def per_token_loss(
-    checkpoint: list[str],
+    model: list[str],
     output: str,
     *,
     length: int = 1024,
+    max_rows: int | None = None,
     files: list[str] | None = None,
     split: Split = "held_out",
 ) -> None:
-    """Loss by position and perplexity of the first tokens, on held-out documents.
+    """Loss and perplexity by position on held-out documents, far beyond the training length.
 
-    Each document gives one row, its first `length` + 1 tokens; shorter documents are left out, so
-    that every position averages over the same documents.
+    Documents are cut into windows of `length` + 1 tokens, each scored on its own; what is left at
+    the end of a document is not used, so that every position averages over the same windows. A
+    second call with the same text scores only what the first one left.
 
     Args:
-        checkpoint: one or more model folders or .ckpt files, all with the same tokenizer.
-        output: folder for per_token_loss.csv, .json and .png.
+        model: one or more models with the same tokenizer: folders, .ckpt files or hub names.
+        output: folder for per_token_loss.csv, .json, .png and the losses so far.
         length: positions to score, in tokens.
+        max_rows: windows at most; all documents give their first one before any gives its second.
         files: glob patterns of .txt, .jsonl or .parquet files; the standard library if not given.
         split: "held_out" takes the documents that training never sees, "all" every document.
 
@@ -47,155 +62,241 @@ def per_token_loss(
     """
     if length < 1:
         raise ValueError(f"length must be at least 1, but got {length}")
-    models = [load(path) for path in checkpoint]
-    tokenizer = models[0][1]
-    for path, (_, other) in zip(checkpoint, models, strict=True):
-        if other.to_str() != tokenizer.to_str():
-            raise ValueError(
-                f"losses per token compare only under one tokenizer, but {path} has another than "
-                f"{checkpoint[0]}: evaluate them apart and compare bits_per_byte"
-            )
+    if max_rows is not None and max_rows < 1:
+        raise ValueError(f"max_rows must be at least 1, but got {max_rows}")
+    names = tail_names(model)
+    models = [load_model(path) for path in model]
+    check_tokenizers(models)
     documents = documents_of(files, split)
-    encodings = tokenizer.encode_batch([text for _, text in documents], add_special_tokens=False)
-    chosen = [number for number, code in enumerate(encodings) if len(code.ids) > length]
-    if not chosen:
-        raise ValueError(
-            f"expected a document of more than {length} tokens, but the longest of "
-            f"{len(documents)} has {max(len(code.ids) for code in encodings)}: lower --length"
-        )
-    rows = torch.tensor([encodings[number].ids[: length + 1] for number in chosen])  # (N, T + 1)
-    ends = [[end for _, end in encodings[number].offsets[: length + 1]] for number in chosen]
-    spans = [byte_ends(documents[number], end) for number, end in zip(chosen, ends, strict=True)]
-    num_bytes = torch.tensor(spans)  # (N, T + 1)
-
-    results, lines = [], []
-    for name, (model, _) in zip(names(checkpoint), models, strict=True):
-        losses = score(model, rows, name)  # (N, T)
-        results.append({"name": name, **summarize(losses, num_bytes)})
-        results[-1]["training_length"] = model.config.max_position_embeddings
-        for position, total in enumerate(losses.sum(0).tolist(), start=1):
-            lines.append({"model": name, "position": position, "sum": total, "count": len(losses)})
+    rows = rows_of(documents, models[0].tokenizer, length, max_rows)
+    text = hashlib.sha256(rows.ids.numpy().tobytes()).hexdigest()
     folder = Path(output)
+    results: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
+    for name, one in zip(names, models, strict=True):
+        path = folder / "per_token_loss" / f"{run_key(one.fingerprint(), text)}.npz"
+        sums = score(one, rows.ids, name, path)
+        about = {"name": name, "training_length": one.training_length}
+        results.append(about | summarize(sums, rows))
+        lines += position_lines(name, sums)
+    count = len(rows.documents.unique())
+    result = {
+        "documents": count,
+        "documents_too_short": len(documents) - count if max_rows is None else None,
+        "rows": len(rows.ids),
+        "length": length,
+        "models": results,
+    }
     write_csv(folder / "per_token_loss.csv", lines)
-    about = {"documents": len(chosen), "documents_too_short": len(documents) - len(chosen)}
-    write_json(folder / "per_token_loss.json", {**about, "length": length, "models": results})
-    report(results, len(chosen))
-    draw(results, len(chosen), folder / "per_token_loss.png")
+    write_json(folder / "per_token_loss.json", result)
+    report(result)
+    draw(result, lines, folder / "per_token_loss.png")
 
 
-def names(checkpoints: list[str]) -> list[str]:
-    """Tails of the paths, of two parts or as many as tell the checkpoints apart."""
-    parts = [Path(path).parts for path in checkpoints]
-    for count in range(2, max(map(len, parts)) + 2):
-        tails = ["/".join(part[-count:]) for part in parts]
-        if len(set(tails)) == len(tails):
-            return tails
-    raise ValueError(f"expected different checkpoints, but got {', '.join(checkpoints)}")
+def check_tokenizers(models: list[EvalModel]) -> None:
+    for other in models[1:]:
+        if other.tokenizer.to_str() != models[0].tokenizer.to_str():
+            raise ValueError(
+                f"losses per token compare only under one tokenizer, but {other.path} has another "
+                f"than {models[0].path}: evaluate them apart and compare bits_per_byte"
+            )
 
 
-def byte_ends(document: Document, ends: list[int]) -> list[int]:
-    """Ends in characters -> ends in UTF-8 bytes."""
-    text, result, done, last = document.text, [], 0, 0
-    for end in ends:
-        if end > last:  # a token may be a part of one character
-            done += len(text[last:end].encode())
-            last = end
-        result.append(done)
-    return result
+@dataclass
+class Sums:
+    """Losses of the rows so far.
+
+    Attributes:
+        by_position: (T,) float64, over the rows.
+        by_bin: (N, bins) float64, over the positions of each bin, row by row.
+    """
+
+    by_position: Tensor
+    by_bin: Tensor
+
+    def add(self, losses: Tensor, edges: list[int]) -> None:
+        """Takes the losses (n, T) of further rows."""
+        self.by_position = self.by_position + losses.sum(0)
+        bins = [losses[:, a - 1 : b - 1].sum(1) for a, b in pairwise(edges)]
+        self.by_bin = torch.cat([self.by_bin, torch.stack(bins, 1)])
+
+    def save(self, path: Path) -> None:
+        with whole_file(path) as temporary:
+            np.savez(temporary, by_position=self.by_position, by_bin=self.by_bin)
 
 
-def score(model: FoxForCausalLM, rows: Tensor, name: str) -> Tensor:
-    """(N, T + 1) ids -> (N, T) float64 losses."""
-    device = next(model.parameters()).device
-    batches = batches_of(len(rows), rows.shape[1])
-    losses = []
-    with progress(f"loss by position, {name}", len(batches)) as advance:
-        for batch in batches:
-            losses.append(next_token_losses(model, rows[batch].to(device)))
-            advance("")
-    return torch.cat(losses)
-
-
-def summarize(losses: Tensor, num_bytes: Tensor) -> dict[str, Any]:
-    """Means over everything, over the first 2^n tokens, and over log-spaced bins of positions.
+def score(model: EvalModel, ids: Tensor, name: str, path: Path) -> Sums:
+    """The losses of every row, those from the file first; the file is kept up to date.
 
     Args:
-        losses: (N, T) float64, nats.
-        num_bytes: (N, T + 1), where each row's tokens end, in bytes.
+        model: under test.
+        ids: (N, T + 1).
+        name: for the progress bar.
+        path: .npz file of this model's sums on these rows.
+    """
+    T = ids.shape[1] - 1
+    edges = bin_edges(T)
+    sums = Sums(torch.zeros(T).double(), torch.zeros(0, len(edges) - 1).double())
+    if path.is_file():
+        with np.load(path) as file:
+            sums = Sums(*(torch.from_numpy(file[key]) for key in ("by_position", "by_bin")))
+    done = len(sums.by_bin)
+    batches = batches_of(len(ids) - done, T + 1)
+    if not batches:
+        return sums
+    saved = time.monotonic()
+    with progress(f"loss by position, {name}, {done} rows known", len(batches)) as advance:
+        try:
+            for batch in batches:
+                sums.add(model.next_token_losses(ids[done:][batch].long()), edges)
+                advance("")
+                if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
+                    sums.save(path)
+                    saved = time.monotonic()
+        finally:
+            sums.save(path)
+    return sums
+
+
+def bin_edges(T: int) -> list[int]:
+    """Edges from 1 to T + 1, two per octave; a bin ends at every power of two."""
+    halves = range(2 * T.bit_length() + 1)
+    return sorted({1, T + 1} | {n + 1 for k in halves if (n := round(2 ** (k / 2))) < T})
+
+
+def summarize(sums: Sums, rows: Rows) -> dict[str, Any]:
+    """Means over everything, over the first 2^n tokens, and over log-spaced bins of positions.
 
     Returns:
         loss, perplexity and bits_per_byte, the list `first` of the same for growing prefixes, and
-        the list `bins`, each with the standard error of its mean over documents.
+        the list `bins`. Each mean has its standard error over documents, None if there is but one.
     """
-    T = losses.shape[1]
+    T = len(sums.by_position)
+    edges = bin_edges(T)
     prefixes = [2**n for n in range(5, 31) if 2**n < T] + [T]
+    seen = rows.num_bytes.sum(0)  # (T + 1,)
     first = []
     for tokens in prefixes:
-        nats = losses[:, :tokens]
-        seen = (num_bytes[:, tokens] - num_bytes[:, 0]).sum().item()
-        loss = nats.mean().item()
-        bits = nats.sum().item() / math.log(2) / seen
+        by_row = sums.by_bin[:, : edges.index(tokens + 1)].sum(1)  # (N,)
+        loss = by_row.mean().item() / tokens
         first.append(
-            {"tokens": tokens, "loss": loss, "perplexity": math.exp(loss), "bits_per_byte": bits}
+            {
+                "tokens": tokens,
+                "loss": loss,
+                "perplexity": math.exp(loss),
+                "bits_per_byte": by_row.sum().item() / math.log(2) / seen[tokens].item(),
+                "standard_error": standard_error(by_row / tokens, rows.documents),
+            }
         )
     bins = []
-    edges = bin_edges(T)
-    for start, stop in pairwise(edges):
-        by_document = losses[:, start - 1 : stop - 1].mean(1)  # (N,)
-        error = by_document.std().item() / math.sqrt(len(losses)) if len(losses) > 1 else 0.0
-        mean = by_document.mean().item()
+    for column, (start, stop) in enumerate(pairwise(edges)):
+        by_row = sums.by_bin[:, column] / (stop - start)
+        error = standard_error(by_row, rows.documents)
+        mean = by_row.mean().item()
         bins.append({"first": start, "last": stop - 1, "loss": mean, "standard_error": error})
     return {**{k: v for k, v in first[-1].items() if k != "tokens"}, "first": first, "bins": bins}
 
 
-def bin_edges(T: int) -> list[int]:
-    """Log-spaced edges from 1 to T + 1, whole and ascending."""
-    count = max(1, round(BINS_PER_OCTAVE * math.log2(T + 1)))
-    return sorted({round((T + 1) ** (step / count)) for step in range(count + 1)})
+def standard_error(values: Tensor, clusters: Tensor) -> float | None:
+    """Of the mean of values (N,) that are independent only between clusters (N,).
+
+    sqrt(C / (C - 1) sum_c (sum_{i in c} (x_i - mean))^2) / N, for C clusters; None for one.
+    """
+    _, index = clusters.unique(return_inverse=True)
+    C = int(index.max()) + 1
+    if C == 1:
+        return None
+    sums = torch.zeros(C).double().index_add(0, index, values - values.mean())
+    return math.sqrt(C / (C - 1) * sums.square().sum().item()) / len(values)
 
 
-def report(results: list[dict[str, Any]], documents: int) -> None:
+def position_lines(name: str, sums: Sums) -> list[dict[str, Any]]:
+    """One line per position; `smoothed` is the mean of SMOOTHING positions around it."""
+    count = len(sums.by_bin)
+    means = sums.by_position / count
+    smoothed: list[float | None] = [None] * len(means)
+    if len(means) >= SMOOTHING:
+        middle = F.avg_pool1d(means.view(1, 1, -1), SMOOTHING, 1).flatten().tolist()
+        smoothed[SMOOTHING // 2 : SMOOTHING // 2 + len(middle)] = middle
+    return [
+        {"model": name, "position": t, "sum": total, "count": count, "loss": loss, "smoothed": mean}
+        for t, (total, loss, mean) in enumerate(
+            zip(sums.by_position.tolist(), means.tolist(), smoothed, strict=True), start=1
+        )
+    ]
+
+
+def report(result: dict[str, Any]) -> None:
     print_line = Console(soft_wrap=True, highlight=False, markup=False).print
-    for result in results:
-        print_line(f"{result['name']}, {documents} documents:")
-        for row in result["first"]:
+    for model in result["models"]:
+        print_line(
+            f"{model['name']}, {result['rows']:,} windows of {result['documents']:,} documents:"
+        )
+        for row in model["first"]:
             print_line(
                 f"  first {row['tokens']:>6,} tokens: loss {row['loss']:.3f}, "
                 f"perplexity {row['perplexity']:,.1f}, {row['bits_per_byte']:.3f} bits/byte"
             )
 
 
-def draw(results: list[dict[str, Any]], documents: int, path: Path) -> None:
-    """One line per model with its band, against the position on a logarithmic axis."""
-    figure = new_figure(7.2, 4.4)
-    axes = figure.subplots()
-    for result, colour in zip(results, PALETTE * len(results), strict=False):
-        middles = [math.sqrt(row["first"] * row["last"]) for row in result["bins"]]
-        losses = [row["loss"] for row in result["bins"]]
-        errors = [row["standard_error"] for row in result["bins"]]
-        low = [loss - error for loss, error in zip(losses, errors, strict=True)]
-        high = [loss + error for loss, error in zip(losses, errors, strict=True)]
-        axes.fill_between(middles, low, high, color=colour, alpha=0.18, linewidth=0)
-        label = f"{result['name']}: mean {result['loss']:.2f} nats"
-        axes.plot(middles, losses, "o-", color=colour, markersize=3.5, label=label)
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    plain_axes(
-        axes,
-        f"Loss by position on {documents} held-out documents",
-        "tokens of context before the predicted token",
-        "loss (nats per token)",
+def draw(result: dict[str, Any], lines: list[dict[str, Any]], path: Path) -> None:
+    """Loss by position with its perplexity, and the perplexity of the first tokens."""
+    figure = new_figure(12, 4.8)
+    figure.suptitle(
+        f"Loss by position, {result['rows']:,} windows of {result['documents']:,} documents",
+        fontweight="bold",
     )
-    for length in {result["training_length"] for result in results} - {None}:
-        axes.axvline(length, color=FAINT, linestyle="--", linewidth=1.2)
-        axes.annotate(
-            f" training length {length:,}",
-            (length, 0.98),
-            xycoords=("data", "axes fraction"),
-            va="top",
-            ha="left" if length < results[0]["bins"][-1]["last"] else "right",
-            color=INK,
-            fontsize=8.5,
+    left, right = figure.subplots(1, 2)
+    start = result["length"] / 2**DRAWN_OCTAVES
+    for model, colour in zip(result["models"], PALETTE * len(result["models"]), strict=False):
+        bins = [row for row in model["bins"] if row["last"] >= start]
+        middles = [math.sqrt(row["first"] * row["last"]) for row in bins]
+        band(left, middles, bins, colour, model["name"], exponential=False)
+        fine = [row for row in lines if row["model"] == model["name"] and row["position"] >= start]
+        fine = [row for row in fine if row["smoothed"] is not None]
+        left.plot(
+            [row["position"] for row in fine],
+            [row["smoothed"] for row in fine],
+            color=colour,
+            linewidth=0.7,
+            alpha=0.6,
         )
-    axes.legend(frameon=False, loc="best", title="band: standard error over documents")
+        first = [row for row in model["first"] if row["tokens"] >= start]
+        tokens = [row["tokens"] for row in first]
+        label = f"{model['name']}: {first[-1]['perplexity']:,.1f}"
+        band(right, tokens, first, colour, label, exponential=True)
+    # matplotlib tries the inverse on an empty axis, 0 to 0, first.
+    scales = (np.exp, lambda perplexity: np.log(np.maximum(perplexity, 1e-9)))
+    left.secondary_yaxis("right", functions=scales).set_ylabel("perplexity")
+    right.set_yscale("log")
+    right.yaxis.set_major_formatter(lambda value, _: f"{value:,.4g}")
+    right.yaxis.set_minor_formatter(lambda value, _: f"{value:,.4g}")
+    for axes, title, xlabel, ylabel in (
+        (left, "Loss at a position", "tokens before the predicted one", "loss (nats per token)"),
+        (right, "Perplexity of the first tokens", "tokens", "perplexity"),
+    ):
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        plain_axes(axes, title, xlabel, ylabel)
+        mark_training_lengths(axes, [model["training_length"] for model in result["models"]])
+        axes.legend(frameon=False, loc="best", fontsize=9)
+    left.spines["right"].set_visible(True)
+    left.get_legend().set_title("band: 95 % over documents", prop={"size": 8.5})
     save_figure(figure, path)
+
+
+def band(
+    axes: "Axes",
+    at: list[float],
+    rows: list[dict[str, Any]],
+    colour: str,
+    label: str,
+    exponential: bool,
+) -> None:
+    """A line through the losses of rows, or their perplexities, in its confidence band."""
+    scale = np.exp if exponential else np.asarray
+    losses = np.array([row["loss"] for row in rows])
+    errors = np.array([CONFIDENCE * (row["standard_error"] or 0.0) for row in rows])
+    low, high = scale(losses - errors), scale(losses + errors)
+    axes.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
+    axes.plot(at, scale(losses), "o-", color=colour, markersize=3.5, label=label)

@@ -15,6 +15,7 @@ __all__ = [
     "PALETTE",
     "TRANSFORMER",
     "heat_map",
+    "mark_training_lengths",
     "new_figure",
     "plain_axes",
     "save_figure",
@@ -22,6 +23,24 @@ __all__ = [
 
 WRONG_TO_RIGHT = ("#b5442a", "#e58e5b", "#f6ecd9", "#6fb1a4", "#12706b")  # for every eye
 MAX_COLUMNS_WITH_VALUES = 16
+
+
+def mark_training_lengths(axes: "Axes", lengths: Sequence[int | None]) -> None:
+    """A dashed line at each training length that lies within the drawn positions."""
+    low, high = axes.get_xlim()
+    for length in sorted({length for length in lengths if length is not None}):
+        if low < length < high:
+            axes.axvline(length, color=FAINT, linestyle="--", linewidth=1.2)
+            axes.annotate(
+                f"trained at {length:,} ",
+                (length, 0.02),
+                xycoords=("data", "axes fraction"),
+                rotation=90,
+                va="bottom",
+                ha="right",
+                color=INK,
+                fontsize=8.5,
+            )
 
 
 def heat_map(

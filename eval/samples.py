@@ -4,18 +4,18 @@ import random
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from tokenizers import Tokenizer
 
 from fox.corpus import Document
+from fox.eval.models import load_model
 from fox.eval.progress import progress
-from fox.eval.text import Split, documents_of, load
+from fox.eval.text import Split, documents_of
 from fox.files import write_json, write_text
 
 
 def samples(
-    checkpoint: str,
+    model: str,
     output: str,
     *,
     prompts: int = 3,
@@ -29,7 +29,7 @@ def samples(
     """Sampled continuations of the beginnings of held-out documents, printed and written.
 
     Args:
-        checkpoint: a model folder or a .ckpt file.
+        model: a folder, a .ckpt file or a hub name.
         output: folder for samples.json and samples.md.
         prompts: number of documents.
         prompt_tokens: tokens of each document that the model reads.
@@ -42,32 +42,24 @@ def samples(
     Raises:
         ValueError: too few documents are longer than the prompt.
     """
-    model, tokenizer = load(checkpoint)
-    device = next(model.parameters()).device
-    stop_token_ids = [] if model.config.eos_token_id is None else [model.config.eos_token_id]
-    generator = torch.Generator(device).manual_seed(seed)
+    loaded = load_model(model)
+    tokenizer = loaded.tokenizer
     results = []
     with progress("samples", prompts) as advance:
         for document, ids in beginnings(
             tokenizer, documents_of(files, split), prompts, prompt_tokens, seed
         ):
-            tokens = model.generate(
-                torch.tensor([ids], device=device),
-                new_tokens,
-                temperature=temperature,
-                stop_token_ids=stop_token_ids,
-                generator=generator,
-            )
+            new = loaded.generate(ids, new_tokens, temperature=temperature, seed=seed)
             results.append(
                 {
                     "document": document.name,
                     "prompt": tokenizer.decode(ids),
-                    "continuation": tokenizer.decode(tokens[0, len(ids) :].tolist()),
+                    "continuation": tokenizer.decode(new),
                 }
             )
             advance("")
     folder = Path(output)
-    about = {"checkpoint": checkpoint, "temperature": temperature, "seed": seed}
+    about = {"model": model, "temperature": temperature, "seed": seed}
     write_json(folder / "samples.json", {**about, "samples": results})
     write_text(folder / "samples.md", as_markdown(results))
     report(results)

@@ -1,12 +1,11 @@
-"""Held-out documents as token ids, and what a model says about tokens.
+"""Held-out documents, and rows of tokens cut from them.
 
-Legend: B batch, T time, V vocabulary, C width.
+Legend: N rows, T scored positions of a row.
 """
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -15,25 +14,9 @@ from fox.corpus import Document, divide, read_documents
 from fox.model import FoxForCausalLM
 
 TOKENS_PER_BATCH = 8192
-TOKENS_PER_HEAD = 4096  # logits of so many positions at once: (B, T, V) never exists
+DOCUMENTS_AT_ONCE = 64  # encoded together: by several threads, but never the whole corpus
 
 Split = Literal["held_out", "all"]
-
-
-def load(checkpoint: str) -> tuple[FoxForCausalLM, Tokenizer]:
-    """A model in eval mode, on a GPU if there is one, with its tokenizer.
-
-    Raises:
-        ValueError: there is no checkpoint, or it has no tokenizer.
-    """
-    model, tokenizer = load_checkpoint(checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
-    if tokenizer is None:
-        raise ValueError(
-            f"the checkpoint {checkpoint} has no tokenizer: put the tokenizer.json that its "
-            "training used into the folder"
-        )
-    tokenizer.encode_special_tokens = True  # a text that spells a special token out is text
-    return model, tokenizer
 
 
 def documents_of(files: list[str] | None, split: Split) -> list[Document]:
@@ -58,18 +41,76 @@ def batches_of(rows: int, length: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, rows, size)]
 
 
-@torch.no_grad()
-def next_token_losses(model: FoxForCausalLM, input_ids: Tensor) -> Tensor:
-    """-log p(token t + 1 | tokens 0..t): (B, T) ids -> (B, T - 1) float64, on the CPU."""
-    features = model.model(input_ids)[:, :-1].flatten(0, 1)  # (B * (T - 1), C)
-    targets = input_ids[:, 1:].flatten()
-    losses = [
-        F.cross_entropy(model.lm_head(chunk).float(), target, reduction="none")
-        for chunk, target in zip(
-            features.split(TOKENS_PER_HEAD), targets.split(TOKENS_PER_HEAD), strict=True
+class Rows(NamedTuple):
+    """Windows of documents that do not overlap, all of one length.
+
+    Attributes:
+        ids: (N, T + 1) int32; first the first window of every document, then the second ones.
+        documents: (N,) int64, the number of each row's document.
+        num_bytes: (N, T + 1) int32, UTF-8 bytes from the end of a row's first token to each one's.
+    """
+
+    ids: Tensor
+    documents: Tensor
+    num_bytes: Tensor
+
+
+def rows_of(
+    documents: list[Document], tokenizer: Tokenizer, length: int, max_rows: int | None
+) -> Rows:
+    """Cut documents into windows of length + 1 tokens; what is left at an end is not used.
+
+    Raises:
+        ValueError: no document is long enough.
+    """
+    found, longest = [], 0
+    for start in range(0, len(documents), DOCUMENTS_AT_ONCE):
+        chunk = documents[start : start + DOCUMENTS_AT_ONCE]
+        encodings = tokenizer.encode_batch([text for _, text in chunk], add_special_tokens=False)
+        for number, (document, code) in enumerate(zip(chunk, encodings, strict=True), start):
+            longest = max(longest, len(code.ids))
+            ends = torch.tensor(byte_ends(document, [end for _, end in code.offsets]))
+            windows = zip(
+                torch.tensor(code.ids).split(length + 1), ends.split(length + 1), strict=True
+            )
+            for window, (ids, end) in enumerate(windows):
+                if len(ids) == length + 1:
+                    found.append((window, number, ids.int(), (end - end[0]).int()))
+    if not found:
+        raise ValueError(
+            f"expected a document of more than {length} tokens, but the longest of "
+            f"{len(documents)} has {longest}: lower --length"
         )
-    ]
-    return torch.cat(losses).double().cpu().view(len(input_ids), -1)
+    found.sort(key=lambda row: row[:2])
+    _, numbers, ids, num_bytes = zip(*found[:max_rows], strict=True)
+    return Rows(torch.stack(ids), torch.tensor(numbers), torch.stack(num_bytes))
+
+
+def byte_ends(document: Document, ends: list[int]) -> list[int]:
+    """Ends in characters -> ends in UTF-8 bytes."""
+    text, result, done, last = document.text, [], 0, 0
+    for end in ends:
+        if end > last:  # a token may be a part of one character
+            done += len(text[last:end].encode())
+            last = end
+        result.append(done)
+    return result
+
+
+def load(checkpoint: str) -> tuple[FoxForCausalLM, Tokenizer]:
+    """A model in eval mode, on a GPU if there is one, with its tokenizer.
+
+    Raises:
+        ValueError: there is no checkpoint, or it has no tokenizer.
+    """
+    model, tokenizer = load_checkpoint(checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
+    if tokenizer is None:
+        raise ValueError(
+            f"the checkpoint {checkpoint} has no tokenizer: put the tokenizer.json that its "
+            "training used into the folder"
+        )
+    tokenizer.encode_special_tokens = True  # a text that spells a special token out is text
+    return model, tokenizer
 
 
 @torch.no_grad()

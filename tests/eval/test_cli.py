@@ -42,7 +42,7 @@ def test_per_token_loss_compares_a_folder_and_a_lightning_checkpoint(
     checkpoint: str, lightning_checkpoint: str, corpus: str, tmp_path: Path
 ) -> None:
     output = str(tmp_path / "results")
-    checkpoints = ["--checkpoint", checkpoint, lightning_checkpoint]
+    checkpoints = ["--model", checkpoint, lightning_checkpoint]
     text = ["--files", corpus, "--split", "all", "--length", "100"]
     main(["per-token-loss", *checkpoints, "--output", output, *text])
     result = read_json(tmp_path / "results" / "per_token_loss.json")
@@ -51,35 +51,54 @@ def test_per_token_loss_compares_a_folder_and_a_lightning_checkpoint(
     assert folder["bins"] == file["bins"]
     assert folder["training_length"] == 64
     assert result["documents"] == 5
+    assert result["rows"] > 5
     lines = (tmp_path / "results" / "per_token_loss.csv").read_text().splitlines()
     assert len(lines) == 1 + 2 * 100
     assert (tmp_path / "results" / "per_token_loss.png").stat().st_size > 10_000
 
 
 def test_needle_fills_its_grid_and_goes_on_where_it_stopped(
-    checkpoint: str, corpus: str, tmp_path: Path
+    checkpoint: str, llama: str, corpus: str, tmp_path: Path
 ) -> None:
-    text = ["--files", corpus, "--split", "all"]
-    call = ["needle", "--checkpoint", checkpoint, "--output", str(tmp_path), *text]
-    main([*call, "--lengths", "64", "100", "--depths", "0", "0.5", "--seeds", "2"])
+    text = ["--files", corpus, "--split", "all", "--modes", "assignment", "--seeds", "2"]
+    call = ["needle", "--model", checkpoint, llama, "--output", str(tmp_path), *text]
+    main([*call, "--lengths", "64", "100", "--depths", "0", "0.5"])
     first = (tmp_path / "needle.jsonl").read_text()
-    assert len(first.splitlines()) == 2 * 2 * 2 * 2
-    main([*call, "--lengths", "64", "100", "--depths", "0", "0.5", "1", "--seeds", "2"])
+    assert len(first.splitlines()) == 2 * 2 * 2 * 2 * 2
+    main([*call, "--lengths", "64", "100", "--depths", "0", "0.5", "1"])
     second = (tmp_path / "needle.jsonl").read_text()
     assert second.startswith(first)
-    assert len(second.splitlines()) == 2 * 3 * 2 * 2
-    result = read_json(tmp_path / "needle.json")
-    assert len(result["cells"]) == 6
-    assert result["chance"]["chosen"] == 1 / 16
-    assert len((tmp_path / "needle.csv").read_text().splitlines()) == 7
+    assert len(second.splitlines()) == 2 * 2 * 3 * 2 * 2
+    ours, other = read_json(tmp_path / "needle.json")["models"]
+    assert len(ours["modes"]["assignment"]["cells"]) == 6
+    assert other["modes"]["assignment"]["chance"]["chosen"] == 1 / 16
+    assert len((tmp_path / "needle.csv").read_text().splitlines()) == 1 + 2 * 6
     assert (tmp_path / "needle.png").stat().st_size > 10_000
+    assert not (tmp_path / "needle_probability.png").exists()
+
+
+def test_a_needle_of_ones_own_is_asked_of_any_model(
+    checkpoint: str, llama: str, corpus: str, tmp_path: Path
+) -> None:
+    text = ["--files", corpus, "--split", "all", "--lengths", "200", "--new_tokens", "3"]
+    words = ["--needle", "The river is silver.", "--question", "Why?", "--cue", "The river is"]
+    call = ["needle", "--model", checkpoint, llama, "--output", str(tmp_path), *text, *words]
+    main([*call, "--depths", "0", "1", "--modes", "standard", "easy", "assignment"])
+    result = read_json(tmp_path / "needle.json")
+    assert result["cue"] == "The river is"
+    for model in result["models"]:
+        for mode in ("standard", "easy"):
+            assert model["modes"][mode]["mean"]["match"] == 0
+            assert 0 < model["modes"][mode]["mean"]["probability"] < 0.1
+    assert len((tmp_path / "needle.csv").read_text().splitlines()) == 1 + 2 * 3 * 2
+    assert (tmp_path / "needle_probability.png").stat().st_size > 10_000
 
 
 def test_samples_are_printed_and_written(
     checkpoint: str, corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = ["--files", corpus, "--split", "all", "--new_tokens", "5"]
-    main(["samples", "--checkpoint", checkpoint, "--output", str(tmp_path), *text])
+    main(["samples", "--model", checkpoint, "--output", str(tmp_path), *text])
     samples = read_json(tmp_path / "samples.json")["samples"]
     assert len(samples) == 3
     assert samples[0]["document"] in capsys.readouterr().out
@@ -89,7 +108,7 @@ def test_summary_prints_what_the_other_commands_wrote(
     checkpoint: str, corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = ["--files", corpus, "--split", "all", "--length", "64"]
-    main(["per-token-loss", "--checkpoint", checkpoint, "--output", str(tmp_path), *text])
+    main(["per-token-loss", "--model", checkpoint, "--output", str(tmp_path), *text])
     main(["summary", str(tmp_path)])
     assert "perplexity of the first 64" in capsys.readouterr().out
 
@@ -113,7 +132,7 @@ def test_a_plot_without_matplotlib_names_the_extra_and_leaves_the_numbers(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     text = ["--files", corpus, "--split", "all", "--length", "64"]
-    call = ["per-token-loss", "--checkpoint", checkpoint, "--output", str(tmp_path), *text]
+    call = ["per-token-loss", "--model", checkpoint, "--output", str(tmp_path), *text]
     assert "pip install 'fox-transformer[plots]'" in error_of(call, capsys)
     assert (tmp_path / "per_token_loss.json").exists()
 
@@ -123,12 +142,12 @@ def test_a_plot_without_matplotlib_names_the_extra_and_leaves_the_numbers(
     [
         ([], 'expected "command" to be one of'),
         (["neddle"], "(did you mean needle?); see fox-eval --help"),
-        (["needle", "--output", "x"], "required: --checkpoint"),
+        (["needle", "--output", "x"], "required: --model"),
         (["recall", "--output", "x", "--stesp", "3"], "--stesp 3 (did you mean --steps?)"),
         (["recall", "--output", "x", "--steps", "many"], "\"steps\": Expected a <class 'int'>"),
         (["needle", "--output", "x", "--split", "some"], "Expected a typing.Literal"),
         (["summary", "nowhere"], "in nowhere, but found none"),
-        (["samples", "--checkpoint", "nowhere", "--output", "x"], "no checkpoint at nowhere"),
+        (["samples", "--model", "./nowhere", "--output", "x"], "no checkpoint at ./nowhere"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_line(
@@ -142,6 +161,7 @@ def test_a_mistake_on_the_command_line_is_one_line(
     [
         (["--length", "100000"], "expected a document of more than 100000 tokens"),
         (["--length", "0"], "length must be at least 1, but got 0"),
+        (["--max_rows", "0"], "max_rows must be at least 1, but got 0"),
         (["--files", "nowhere/*.txt"], "expected files that match 'nowhere/*.txt'"),
     ],
 )
@@ -154,7 +174,7 @@ def test_a_question_that_the_text_cannot_answer_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     text = ["--files", corpus, "--split", "all"]
-    call = ["per-token-loss", "--checkpoint", checkpoint, "--output", str(tmp_path), *text]
+    call = ["per-token-loss", "--model", checkpoint, "--output", str(tmp_path), *text]
     assert message in error_of([*call, *options], capsys)
 
 
@@ -163,7 +183,7 @@ def test_a_checkpoint_without_config_or_tokenizer_is_one_line(
 ) -> None:
     folder = tmp_path / "model"
     shutil.copytree(checkpoint, folder)
-    call = ["per-token-loss", "--checkpoint", str(folder), "--output", str(tmp_path)]
+    call = ["per-token-loss", "--model", str(folder), "--output", str(tmp_path)]
     (folder / "tokenizer.json").unlink()
     assert "has no tokenizer: put the tokenizer.json" in error_of(call, capsys)
     (folder / "config.json").unlink()
@@ -176,7 +196,7 @@ def test_models_with_different_tokenizers_are_not_drawn_together(
     folder = tmp_path / "model"
     shutil.copytree(checkpoint, folder)
     Tokenizer(models.BPE()).save(str(folder / "tokenizer.json"))
-    both = ["--checkpoint", checkpoint, str(folder)]
+    both = ["--model", checkpoint, str(folder)]
     line = error_of(["per-token-loss", *both, "--output", str(tmp_path)], capsys)
     assert "losses per token compare only under one tokenizer" in line
 

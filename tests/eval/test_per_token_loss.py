@@ -1,58 +1,127 @@
 """Loss by position is the model's own loss, counted once and in the right place."""
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 
 from fox.corpus import Document
 from fox.eval import text
-from fox.eval.per_token_loss import bin_edges, byte_ends, names, score, summarize
-from fox.eval.text import next_token_log_probs, next_token_losses
-from fox.model import FoxForCausalLM
+from fox.eval.models import EvalModel, load_model
+from fox.eval.per_token_loss import (
+    SMOOTHING,
+    Sums,
+    bin_edges,
+    per_token_loss,
+    position_lines,
+    score,
+    standard_error,
+    summarize,
+)
+from fox.eval.text import Rows, byte_ends, rows_of
+from fox.files import read_json
 
 
-@pytest.fixture
-def rows(model: FoxForCausalLM) -> torch.Tensor:
-    return torch.randint(model.config.vocab_size, (5, 33))
+@pytest.fixture(scope="module")
+def loaded(checkpoint: str) -> EvalModel:
+    return load_model(checkpoint)
 
 
-def test_losses_are_those_of_the_model(model: FoxForCausalLM, rows: torch.Tensor) -> None:
-    expected = model(rows, labels=rows, reduction="none").loss[:, :-1]
-    torch.testing.assert_close(next_token_losses(model, rows), expected.double().detach())
+def sums_of(losses: torch.Tensor) -> Sums:
+    edges = bin_edges(losses.shape[1])
+    sums = Sums(torch.zeros(losses.shape[1]).double(), torch.zeros(0, len(edges) - 1).double())
+    sums.add(losses, edges)
+    return sums
 
 
-def test_losses_do_not_depend_on_how_many_logits_are_made_at_once(
-    model: FoxForCausalLM, rows: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+def test_every_row_is_scored_by_the_model_in_batches(
+    loaded: EvalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = next_token_losses(model, rows)
-    monkeypatch.setattr(text, "TOKENS_PER_HEAD", 7)
+    ids = torch.randint(loaded.vocab_size, (5, 34))
+    expected = sums_of(loaded.next_token_losses(ids))
     monkeypatch.setattr(text, "TOKENS_PER_BATCH", 70)
-    torch.testing.assert_close(score(model, rows, "model"), whole)
+    sums = score(loaded, ids, "model", tmp_path / "sums.npz")
+    torch.testing.assert_close(sums.by_position, expected.by_position)
+    torch.testing.assert_close(sums.by_bin, expected.by_bin)
 
 
-def test_the_next_token_is_scored_after_all_tokens(
-    model: FoxForCausalLM, rows: torch.Tensor
+def test_a_second_sitting_scores_only_what_the_first_one_left(
+    loaded: EvalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    losses = next_token_losses(model, rows)[:, -1]
-    log_probs = next_token_log_probs(model, rows[:, :-1])
-    chosen = log_probs.gather(1, rows[:, -1:]).squeeze(1)
-    torch.testing.assert_close(-losses, chosen.double())
+    ids = torch.randint(loaded.vocab_size, (7, 34))
+    monkeypatch.setattr(text, "TOKENS_PER_BATCH", 34)
+    whole = score(loaded, ids, "model", tmp_path / "whole.npz")
+    asked = 0
+    losses = loaded.next_token_losses
+
+    def stopping(ids: torch.Tensor) -> torch.Tensor:
+        nonlocal asked
+        asked += 1
+        if asked == 4:
+            raise KeyboardInterrupt
+        return losses(ids)
+
+    monkeypatch.setattr(loaded, "next_token_losses", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        score(loaded, ids, "model", tmp_path / "sums.npz")
+    sums = score(loaded, ids, "model", tmp_path / "sums.npz")
+    assert asked == 4 + (7 - 3)
+    assert torch.equal(sums.by_bin, whole.by_bin)
+    torch.testing.assert_close(sums.by_position, whole.by_position)
+    score(loaded, ids, "model", tmp_path / "sums.npz")
+    assert asked == 8
 
 
-@pytest.mark.parametrize("T", [1, 2, 5, 1000, 4097])
-def test_bins_cover_each_position_once(T: int) -> None:
+def test_a_finished_model_is_not_scored_again_and_another_text_is(
+    checkpoint: str, llama: str, corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = {"output": str(tmp_path), "length": 40, "files": [corpus], "split": "all"}
+    per_token_loss([checkpoint], **call)
+    first = read_json(tmp_path / "per_token_loss.json")["models"]
+    per_token_loss([checkpoint, llama], **call)
+    assert read_json(tmp_path / "per_token_loss.json")["models"][:1] == first
+    assert len(list((tmp_path / "per_token_loss").iterdir())) == 2
+    per_token_loss([checkpoint], **call | {"max_rows": 3})
+    result = read_json(tmp_path / "per_token_loss.json")
+    assert (result["rows"], result["documents"]) == (3, 3)
+    monkeypatch.setattr(EvalModel, "next_token_losses", None)
+    per_token_loss([checkpoint, llama], **call)
+
+
+def test_documents_are_cut_into_windows_that_do_not_overlap(
+    tokenizer: Tokenizer, documents: list[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text, "DOCUMENTS_AT_ONCE", 2)
+    rows = rows_of(documents, tokenizer, 99, None)
+    codes = [tokenizer.encode(document.text).ids for document in documents]
+    windows = [len(ids) // 100 for ids in codes]
+    assert len(rows.ids) == sum(windows)
+    assert rows.documents[:5].tolist() == [0, 1, 2, 3, 4]
+    for number, ids in enumerate(codes):
+        found = rows.ids[rows.documents == number].flatten().tolist()
+        assert found == ids[: 100 * windows[number]]
+    decoded = tokenizer.decode(rows.ids[7][1:].tolist())
+    assert rows.num_bytes[7, -1] == len(decoded.encode())
+    assert rows_of(documents, tokenizer, 99, 6).documents.tolist() == [0, 1, 2, 3, 4, 0]
+
+
+@pytest.mark.parametrize("T", [1, 2, 5, 64, 1000, 4097])
+def test_bins_cover_each_position_once_and_end_at_powers_of_two(T: int) -> None:
     edges = bin_edges(T)
     assert edges[0] == 1
     assert edges[-1] == T + 1
     assert edges == sorted(set(edges))
+    assert {2**n + 1 for n in range(13) if 2**n < T} <= set(edges)
 
 
 def test_prefixes_and_bins_average_what_they_name() -> None:
     losses = torch.zeros(2, 100, dtype=torch.float64)
     losses[:, :32] = math.log(2)
     num_bytes = torch.arange(101).expand(2, 101)
-    result = summarize(losses, num_bytes)
+    result = summarize(sums_of(losses), Rows(torch.zeros(2, 101), torch.arange(2), num_bytes))
     first = result["first"]
     assert [row["tokens"] for row in first] == [32, 64, 100]
     assert first[0]["perplexity"] == pytest.approx(2)
@@ -64,14 +133,24 @@ def test_prefixes_and_bins_average_what_they_name() -> None:
     assert result["bins"][-1]["loss"] == 0
 
 
+def test_the_standard_error_counts_rows_of_one_document_as_one() -> None:
+    values = torch.tensor([1.0, 2.0, 6.0]).double()
+    alone = standard_error(values, torch.arange(3))
+    assert alone == pytest.approx(np.std([1, 2, 6], ddof=1) / math.sqrt(3))
+    copied = standard_error(values.repeat(4), torch.arange(3).repeat(4))
+    assert copied == pytest.approx(alone)
+    assert standard_error(values, torch.zeros(3)) is None
+
+
+def test_the_smoothed_loss_is_the_mean_around_a_position() -> None:
+    losses = torch.rand(2, 300).double()
+    lines = position_lines("model", sums_of(losses))
+    half = SMOOTHING // 2
+    assert [line["smoothed"] is None for line in lines].index(False) == half
+    assert lines[199]["smoothed"] == pytest.approx(losses[:, 199 - half : 200 + half].mean())
+    assert lines[199]["loss"] == pytest.approx(losses[:, 199].mean())
+    assert lines[299]["smoothed"] is None
+
+
 def test_bytes_are_counted_once_when_tokens_share_a_character() -> None:
     assert byte_ends(Document("a", "aé€b"), [1, 2, 2, 3, 4]) == [1, 3, 3, 6, 7]
-
-
-def test_names_are_short_tails_that_differ() -> None:
-    assert names(["last.ckpt"]) == ["last.ckpt"]
-    assert names(["runs/a/model"]) == ["a/model"]
-    assert names(["a/b/c", "d/b/c"]) == ["a/b/c", "d/b/c"]
-    assert names(["runs/a/model", "runs/b/model"]) == ["a/model", "b/model"]
-    with pytest.raises(ValueError, match="expected different checkpoints"):
-        names(["runs/a", "runs/a"])
