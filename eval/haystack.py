@@ -1,30 +1,72 @@
-"""Prompts for the needle test: real text of an exact number of tokens, with a needle in it."""
+"""Prompts with something hidden in them: a riddle in a text of an exact number of tokens."""
 
 import random
-import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
 from fox.corpus import Document
 
-CANDIDATES = 16
-PROTOCOL = 1  # goes up when a key gets another prompt: stored answers are then void
-CONSONANTS, VOWELS = "BDFGKLMNPRSTVZ", "AEIOU"
-WORD = re.compile(r"[a-z]{4,}")
-
-Key = tuple[int, float, int, bool]  # length in tokens, depth, seed, with the needle in it
+PROTOCOL = 2  # goes up when a key gets another prompt: stored answers are then void
+CONSONANTS, VOWELS = "bdfgklmnprstvz", "aeiou"
 
 
-class Prompt(NamedTuple):
-    """A question with its answer; ids, answer and candidates are token ids."""
+class Key(NamedTuple):
+    """Which prompt: its task, tokens, place of the needle (None: any), number, needle or not."""
+
+    task: str
+    length: int
+    depth: float | None
+    seed: int
+    planted: bool
+
+
+@dataclass(frozen=True)
+class Riddle:
+    """What is hidden in a text and asked for at its end.
+
+    Attributes:
+        needles: a line each, in their order in the text.
+        depths: where each stands, from 0 (first line) to 1 (last line), ascending.
+        question: the end of the prompt.
+        answer: how the right continuation begins.
+        expected: strings that a right continuation holds.
+        introduction: the beginning of the prompt.
+        lines: what the needles are hidden in; the documents of the haystack if None.
+        candidates: ids of the possible answers where the answer is one token, else empty.
+    """
+
+    needles: Sequence[str]
+    depths: Sequence[float]
+    question: str
+    answer: str
+    expected: Sequence[str]
+    introduction: str = ""
+    lines: Iterable[str] | None = None
+    candidates: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A riddle as token ids.
+
+    Attributes:
+        key: what it was made for.
+        position: tokens before the first needle; None without needle.
+        ids: `length` of them.
+        answer: the ids that should come next.
+        expected, candidates: as of the riddle.
+    """
 
     key: Key
-    position: int | None  # the needle's first token; None without needle
+    position: int | None
     ids: list[int]
-    answer: int
-    candidates: list[int]
+    answer: list[int]
+    expected: Sequence[str]
+    candidates: Sequence[int]
 
 
 class Haystack:
@@ -33,16 +75,16 @@ class Haystack:
     Args:
         tokenizer: of the model under test.
         documents: the text; each seed joins them in another order.
+        bos: the token that begins every prompt, if the model has one.
     """
 
-    def __init__(self, tokenizer: Tokenizer, documents: Sequence[Document]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, documents: Sequence[Document], bos: int | None = None
+    ) -> None:
         self.tokenizer, self.documents = tokenizer, documents
+        self.start = [] if bos is None else [bos]
         vocabulary = sorted(tokenizer.get_vocab().values())
-        decoded = {id: tokenizer.decode([id], skip_special_tokens=False) for id in vocabulary}
-        self.line_starts = {id for id, text in decoded.items() if text.startswith("\n")}
-        words = [(id, text) for id, text in decoded.items() if WORD.fullmatch(text)]
-        random.Random("words").shuffle(words)
-        self.words = dict(words)
+        self.decoded = {id: tokenizer.decode([id], skip_special_tokens=False) for id in vocabulary}
         self.encoded: dict[int, list[int]] = {}  # by number of the document
 
     def check(self, length: int) -> None:
@@ -57,75 +99,94 @@ class Haystack:
             f"hold {total:,}: lower --lengths or give more text with --files"
         )
 
-    def prompt(self, key: Key) -> Prompt:
-        """The prompt of exactly `length` tokens for (length, depth, seed, planted).
+    def prompt(self, key: Key, riddle: Riddle) -> Prompt:
+        """The prompt of exactly key.length tokens that hides the riddle's needles, if planted.
 
-        The text depends on the seed alone; the name on length, depth and seed; the values to
-        choose from are always the same, and the seeds of a cell ask for one after the other: a
-        model that likes one of them is right in a sixteenth of the prompts, and not by luck in
-        half of a cell. A prompt and its control differ in the needle alone.
+        The text depends on the seed alone, and a prompt and its control differ in the needles
+        alone.
 
         Raises:
-            ValueError: too few words of one token, or a length that leaves no room for text.
+            ValueError: a length that leaves no room for text.
         """
-        length, depth, seed, planted = key
-        first = random.Random(f"value {length} {depth:.6f}").randrange(CANDIDATES)
-        rng = random.Random(f"name {length} {depth:.6f} {seed}")
-        name = "".join(rng.choice(letters) for letters in (CONSONANTS, VOWELS) * 3)
-        question = self._ids(f'\n{name} = "')
-        values = self._values(question, name)
-        answer = list(values)[(first + seed) % CANDIDATES]
-        needle = values[answer] if planted else []
-        room = length - len(needle) - len(question)
-        if room < 1:
+        head, needles, tail, answer = self._parts(riddle, key.planted)
+        fixed = len(head) + len(tail) + sum(map(len, needles))
+        if key.length <= fixed:
             raise ValueError(
-                f"expected prompts longer than needle and question, {length - room} tokens here, "
-                f"but got length {length}"
+                f"expected prompts longer than needles and questions, {fixed} tokens in the task "
+                f"{key.task}, but got length {key.length}: raise --lengths"
             )
-        text = self._text(seed, room)
-        position = None
-        if planted:
-            position = self._line_end(text, depth)
-            text = text[:position] + needle + text[position:]
-        return Prompt(key, position, text + question, answer, list(values))
+        text = self._text(riddle.lines, key.seed, key.length - fixed)
+        places = [self._line_end(text, depth) for depth in riddle.depths] if needles else []
+        for place, needle in reversed(list(zip(places, needles, strict=True))):
+            text = text[:place] + needle + text[place:]
+        position = len(head) + places[0] if places else None
+        return Prompt(key, position, head + text + tail, answer, riddle.expected, riddle.candidates)
 
-    def _ids(self, text: str) -> list[int]:
+    def fixed_tokens(self, riddle: Riddle) -> int:
+        """Tokens of a prompt that are no text: introduction, needles and question."""
+        head, needles, tail, _ = self._parts(riddle, planted=True)
+        return len(head) + len(tail) + sum(map(len, needles))
+
+    def ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def _parts(
+        self, riddle: Riddle, planted: bool
+    ) -> tuple[list[int], list[list[int]], list[int], list[int]]:
+        head = self.start + self.ids(riddle.introduction)
+        needles = [self.ids(f"\n{needle}\n") for needle in riddle.needles] if planted else []
+        question, whole = self.ids(riddle.question), self.ids(riddle.question + riddle.answer)
+        pairs = takewhile(lambda pair: pair[0] == pair[1], zip(question, whole, strict=False))
+        shared = len(list(pairs))  # a question's last tokens may merge with the answer's first
+        return head, needles, whole[:shared], whole[shared:]
 
     def _document(self, number: int) -> list[int]:
         if number not in self.encoded:
-            self.encoded[number] = self._ids(self.documents[number].text.rstrip("\n") + "\n")
+            self.encoded[number] = self.ids(self.documents[number].text.rstrip("\n") + "\n")
         return self.encoded[number]
 
-    def _values(self, question: list[int], name: str) -> dict[int, list[int]]:
-        """CANDIDATES words that are one token right after the question, each with its needle."""
-        values: dict[int, list[int]] = {}
-        for word in self.words:
-            needle = self._ids(f'\n{name} = "{self.words[word]}"')
-            if needle[: len(question) + 1] == [*question, word]:
-                values[word] = needle
-            if len(values) == CANDIDATES:
-                return values
-        raise ValueError(
-            f"expected a tokenizer with {CANDIDATES} words of one token, but found {len(values)}: "
-            "the needle test needs a larger vocabulary"
-        )
-
-    def _text(self, seed: int, tokens: int) -> list[int]:
-        order = list(range(len(self.documents)))
-        random.Random(f"haystack {seed}").shuffle(order)
+    def _text(self, lines: Iterable[str] | None, seed: int, tokens: int) -> list[int]:
+        """The first tokens of the lines, or of the documents in the seed's order."""
+        if lines is None:
+            order = list(range(len(self.documents)))
+            seeded("haystack", seed).shuffle(order)
+            parts: Iterable[list[int]] = map(self._document, order)
+        else:
+            parts = (self.ids(f"\n{line}") for line in lines)
         text: list[int] = []
-        for number in order:
-            text += self._document(number)
+        for part in parts:
+            text += part
             if len(text) >= tokens:
                 return text[:tokens]
         raise AssertionError("check() comes first")
 
     def _line_end(self, text: list[int], depth: float) -> int:
-        """The last line end at or before the depth; the needle itself begins with a newline."""
+        """The last end of a line or sentence at or before the depth."""
         if depth == 1:
             return len(text)
         position = int(len(text) * depth)
-        while position > 0 and text[position] not in self.line_starts:
+        while position > 0 and not self._parted(text[position - 1], text[position]):
             position -= 1
         return position
+
+    def _parted(self, left: int, right: int) -> bool:
+        """Whether a line or a sentence ends between the two tokens."""
+        before, after = self.decoded[left], self.decoded[right]
+        if before.endswith("\n") or after.startswith("\n"):
+            return True
+        starts_word = after.startswith(" ") or self._piece(right).startswith("▁")
+        return before.endswith((".", "!", "?")) and starts_word
+
+    def _piece(self, id: int) -> str:
+        """The token as stored: some decoders drop the space that a word begins with."""
+        return self.tokenizer.id_to_token(id) or ""
+
+
+def draw_name(rng: random.Random) -> str:
+    """A word that is in no dictionary: koluma."""
+    return "".join(rng.choice(letters) for letters in (CONSONANTS, VOWELS) * 3)
+
+
+def seeded(*parts: Any) -> random.Random:
+    """Random numbers that depend on the parts alone."""
+    return random.Random(" ".join(map(str, parts)))

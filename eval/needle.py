@@ -1,221 +1,235 @@
-"""A needle in a haystack: an assignment planted in real text and asked for at its end.
+"""A needle in a haystack: a statement planted in real text and asked for at its end.
+
+The modes `standard` and `easy` are those of the FoX paper, on text of one's own and without its
+judge: there a large model graded the answers, here strings and probabilities do. The mode
+`assignment` is for models that are too small to answer in words:
 
     ... text ...                 the haystack, held-out documents
-    KOLUMA = "river"             the needle, at a line end, at some depth
+    KOLUMA = "river"             the needle, at the end of a line or sentence, at some depth
     ... text ...
     KOLUMA = "                   the question; the right next token is `river`
 
-The value is one token, so one forward pass tells everything: whether it is the likeliest of all
-tokens (exact match) and whether it is the likeliest of 16 possible values (chance 1/16). The
-control is the same question without the needle.
-
-Legend: B batch, T time, V vocabulary.
+Its value is one token: is it the likeliest of all tokens (exact), and of 16 possible values
+(chosen, by chance 1/16)? The control of every mode is the same question without the needle.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from rich.console import Console
-from torch import Tensor
 
-from fox.eval.haystack import CANDIDATES, PROTOCOL, Haystack, Key, Prompt
-from fox.eval.plots import heat_map, new_figure, save_figure
-from fox.eval.progress import progress
-from fox.eval.store import Store, fingerprint
-from fox.eval.text import Split, batches_of, documents_of, load, next_token_log_probs
+from fox.eval.grading import Row, Subject, ask, mean_of, subjects, summarize
+from fox.eval.haystack import PROTOCOL, Key
+from fox.eval.heat_maps import depth_panel, draw_panels
+from fox.eval.riddles import CANDIDATES, CUE, NEEDLE, QUESTION, Assignment, Statement
+from fox.eval.store import Store, run_key
+from fox.eval.text import Split, documents_of
 from fox.files import write_csv, write_json
+
+# The grid of the FoX paper, whose models were trained on rows of 16,384 tokens.
+SHORTEST, LONGEST, NUM_LENGTHS, TRAINING_LENGTH = 1000, 32_000, 11, 16_384
+DEPTHS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+MEANINGS = {
+    "match": "found",
+    "word_recall": "of the words found",
+    "chosen": f"right of {CANDIDATES} values",
+    "exact": "likeliest of all",
+    "probability": "probability per token",
+}
+
+PICTURES: dict[str, dict[str, tuple[str, ...]]] = {
+    "needle": {"standard": ("match",), "easy": ("match",), "assignment": ("chosen", "exact")},
+    "needle_probability": {"standard": ("probability",), "easy": ("probability",)},
+}
+NOTES = {
+    "needle": "share of right answers; the last row is the same question without the needle",
+    "needle_probability": (
+        "probability of the right answer per token (geometric mean), given the tokens before it; "
+        "the last row is the same question without the needle"
+    ),
+}
+
+Mode = Literal["standard", "easy", "assignment"]
 
 
 def needle(
-    checkpoint: str,
+    model: list[str],
     output: str,
     *,
-    lengths: tuple[int, ...] = (128, 256, 512, 1024),
-    depths: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0),
-    seeds: int = 8,
+    modes: tuple[Mode, ...] = ("standard", "easy"),
+    lengths: tuple[int, ...] | None = None,
+    depths: tuple[float, ...] = DEPTHS,
+    seeds: int = 1,
+    needle: str = NEEDLE,
+    question: str = QUESTION,
+    cue: str = CUE,
+    new_tokens: int = 64,
     files: list[str] | None = None,
     split: Split = "held_out",
 ) -> None:
-    """Find a planted assignment in held-out text, over a grid of lengths and depths.
+    """Find a planted statement in held-out text, over a grid of lengths and depths.
 
     Finished prompts are kept in needle.jsonl: a second call with the same model and text goes on
     where the first one stopped.
 
     Args:
-        checkpoint: a model folder or a .ckpt file.
-        output: folder for needle.jsonl, .csv, .json and .png.
-        lengths: whole prompts, in tokens.
+        model: one or more models: folders, .ckpt files, or names that transformers can load.
+        output: folder for needle.jsonl, .csv and .json, and the pictures.
+        modes: "standard" plants the statement, "easy" the question and cue with it, "assignment"
+            a made-up name and its value, for tiny models.
+        lengths: whole prompts, in tokens; if not given, the paper's 11 from 1000 to 32000,
+            stretched to the training length as 16384 is to theirs.
         depths: where the needle stands, from 0 (first line) to 1 (last line before the question).
-        seeds: prompts per cell, each with its own text, name and value.
+        seeds: prompts per cell, each with another text.
+        needle: the statement; it begins with the cue, and the rest is the answer.
+        question: what the statement answers.
+        cue: the beginning of the answer, with which prompts end.
+        new_tokens: length of the model's own continuation, in which the answer is looked for.
         files: glob patterns of .txt, .jsonl or .parquet files; the standard library if not given.
         split: "held_out" takes the documents that training never sees, "all" every document.
 
     Raises:
-        ValueError: an empty or impossible grid, or too little text for the longest prompt.
+        ValueError: an empty or impossible grid or needle, or too little text.
     """
-    grid = grid_keys(lengths, depths, seeds)
-    model, tokenizer = load(checkpoint)
-    device = next(model.parameters()).device
+    check_grid(modes, lengths, depths, seeds)
+    standard = Statement(needle, question, cue, easy=False)
+    easy = Statement(needle, question, cue, easy=True)
     documents = documents_of(files, split)
-    haystack = Haystack(tokenizer, documents)
-    haystack.check(max(lengths))
+    tested = subjects(
+        model,
+        documents,
+        lambda haystack: {"standard": standard, "easy": easy, "assignment": Assignment(haystack)},
+    )
+    if lengths is None:
+        lengths = scaled_lengths(tested, modes)
+    for subject in tested:
+        subject.haystack.check(max(lengths))
     folder = Path(output)
-    run = fingerprint(model, (tokenizer.to_str(), documents, PROTOCOL))
-    store = Store(folder / "needle.jsonl", run)
-    answer(grid, haystack.prompt, lambda ids: next_token_log_probs(model, ids.to(device)), store)
-    wanted = set(grid)
-    rows = [row for row in store.rows if key_of(row) in wanted]
-    cells = summarize(rows)
-    result = {
-        "checkpoint": checkpoint,
-        "training_length": model.config.max_position_embeddings,
-        "seeds": seeds,
-        "candidates": CANDIDATES,
-        "chance": {"chosen": 1 / CANDIDATES, "exact": 1 / model.config.vocab_size},
-        "mean": mean_of(cells),
-        "cells": cells,
-    }
-    write_csv(folder / "needle.csv", cells)
-    write_json(folder / "needle.json", result)
-    report(result)
-    draw(result, folder / "needle.png")
+    protocol = (PROTOCOL, documents, needle, question, cue, new_tokens)
+    results = []
+    for subject in tested:
+        run = run_key(subject.model.fingerprint(), *protocol)
+        store = Store(folder / "needle.jsonl", run)
+        grids = {mode: grid_keys(mode, lengths, depths, seeds) for mode in modes}
+        rows = {mode: ask(subject, keys, store, new_tokens) for mode, keys in grids.items()}
+        results.append(result_of(subject, rows))
+    task = {"needle": needle, "question": question, "cue": cue, "new_tokens": new_tokens}
+    write_cells(folder / "needle.csv", results)
+    write_json(folder / "needle.json", {"seeds": seeds, **task, "models": results})
+    report(results)
+    draw(results, seeds, folder)
 
 
-def grid_keys(lengths: tuple[int, ...], depths: tuple[float, ...], seeds: int) -> list[Key]:
-    """Every (length, depth, seed), short prompts first, with the needle and without."""
-    if not lengths or not depths or seeds < 1:
+def check_grid(
+    modes: Sequence[str], lengths: Sequence[int] | None, depths: Sequence[float], seeds: int
+) -> None:
+    """Raises ValueError if the grid is empty, or a depth is no share."""
+    num_lengths = NUM_LENGTHS if lengths is None else len(lengths)
+    if min(len(modes), num_lengths, len(depths), seeds) < 1:
         raise ValueError(
-            "expected at least one length, one depth and one seed, "
-            f"but got {len(lengths)}, {len(depths)} and {seeds}"
+            "expected at least one mode, length, depth and seed, "
+            f"but got {len(modes)}, {num_lengths}, {len(depths)} and {seeds}"
         )
     wrong = [depth for depth in depths if not 0 <= depth <= 1]
     if wrong:
         raise ValueError(f"depths lie between 0 and 1, but got {wrong[0]}: write 50 % as 0.5")
-    axes = (sorted(set(lengths)), sorted(set(depths)), range(seeds), (True, False))
-    return list(product(*axes))
 
 
-def key_of(row: dict[str, Any]) -> Key:
-    return row["length"], row["depth"], row["seed"], row["planted"]
+def scaled_lengths(tested: Sequence[Subject], modes: Sequence[str]) -> tuple[int, ...]:
+    """The paper's lengths times the largest training length over its own.
 
-
-def answer(
-    grid: list[Key],
-    prompt_of: Callable[[Key], Prompt],
-    log_probs_of: Callable[[Tensor], Tensor],
-    store: Store,
-) -> None:
-    """Put every prompt of the grid that is not yet in the store to the model.
-
-    Args:
-        grid: keys of prompts.
-        prompt_of: key -> prompt.
-        log_probs_of: (B, T) ids -> (B, V) log probabilities of the next token.
-        store: takes the answers, batch by batch.
+    No prompt is shorter than twice what is no text in it.
     """
-    done = {key_of(row) for row in store.rows}
-    missing = [key for key in grid if key not in done]
-    batches = []
-    for length in sorted({length for length, *_ in missing}):
-        keys = [key for key in missing if key[0] == length]
-        batches += [keys[batch] for batch in batches_of(len(keys), length)]
-    with progress(f"needle, {len(done & set(grid))} prompts known", len(batches)) as advance:
-        for keys in batches:
-            prompts = [prompt_of(key) for key in keys]
-            log_probs = log_probs_of(torch.tensor([prompt.ids for prompt in prompts]))
-            store.append(map(graded, prompts, log_probs))
-            advance(f"length {keys[0][0]:,}")
-
-
-def graded(prompt: Prompt, log_probs: Tensor) -> dict[str, Any]:
-    """One row of results from the log probabilities (V,) after the question."""
-    among = log_probs[prompt.candidates].log_softmax(-1)
-    right = prompt.candidates.index(prompt.answer)
-    length, depth, seed, planted = prompt.key
-    return {
-        "length": length,
-        "depth": depth,
-        "seed": seed,
-        "planted": planted,
-        "position": prompt.position,
-        "exact": int(log_probs.argmax()) == prompt.answer,
-        "chosen": int(among.argmax()) == right,
-        "log_prob": float(log_probs[prompt.answer]),
-        "log_prob_among_candidates": float(among[right]),
-    }
-
-
-def summarize(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Means per cell; `gain` is what the needle adds to the value's log probability, in nats."""
-    groups: dict[tuple[int, float], tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}
-    for row in rows:
-        planted, control = groups.setdefault((row["length"], row["depth"]), ([], []))
-        (planted if row["planted"] else control).append(row)
-    cells = []
-    for (length, depth), (planted, control) in sorted(groups.items()):
-        log_prob = fmean(row["log_prob"] for row in planted)
-        cells.append(
-            {
-                "length": length,
-                "depth": depth,
-                "mean_position": fmean(row["position"] for row in planted),
-                "prompts": len(planted),
-                "chosen": fmean(row["chosen"] for row in planted),
-                "exact": fmean(row["exact"] for row in planted),
-                "log_prob": log_prob,
-                "gain": log_prob - fmean(row["log_prob"] for row in control),
-                "control_chosen": fmean(row["chosen"] for row in control),
-                "control_exact": fmean(row["exact"] for row in control),
-            }
+    known = [subject.model.training_length for subject in tested]
+    scale = max((length for length in known if length), default=TRAINING_LENGTH) / TRAINING_LENGTH
+    fixed = max(subject.fixed_tokens(modes) for subject in tested)
+    first, last = max(SHORTEST * scale, 2 * fixed), LONGEST * scale
+    if first >= last:
+        raise ValueError(
+            f"expected a training length of more than {round(first / LONGEST * TRAINING_LENGTH)} "
+            f"tokens, since needle and question take {fixed}, but the models were trained on "
+            f"{round(TRAINING_LENGTH * scale)}: give --lengths, or --modes assignment"
         )
-    return cells
+    step = (last - first) / (NUM_LENGTHS - 1)
+    return tuple(round(first + step * number) for number in range(NUM_LENGTHS))
 
 
-def mean_of(cells: list[dict[str, Any]]) -> dict[str, float]:
-    """Means over the whole grid."""
-    names = ("chosen", "control_chosen", "exact", "control_exact", "gain")
-    return {name: fmean(cell[name] for cell in cells) for name in names}
+def grid_keys(mode: str, lengths: Sequence[int], depths: Sequence[float], seeds: int) -> list[Key]:
+    """Every (length, depth, seed), with the needle and without.
+
+    Without it, the depth makes a difference to the name in an assignment alone.
+    """
+    planted = [Key(mode, *cell, True) for cell in product(lengths, depths, range(seeds))]
+    places: Sequence[float | None] = depths if mode == "assignment" else [None]
+    return planted + [Key(mode, *cell, False) for cell in product(lengths, places, range(seeds))]
 
 
-def report(result: dict[str, Any]) -> None:
+def result_of(subject: Subject, rows: dict[str, list[Row]]) -> dict[str, Any]:
+    """What a model reached in each mode."""
+    modes = {}
+    for mode, answers in rows.items():
+        cells = summarize(answers, ("length", "depth"))
+        modes[mode] = {"mean": mean_of(cells), "cells": cells}
+        if mode == "assignment":
+            chance = {"chosen": 1 / CANDIDATES, "exact": 1 / subject.model.vocab_size}
+            modes[mode] |= {"candidates": CANDIDATES, "chance": chance}
+    length = subject.model.training_length
+    return {"name": subject.name, "training_length": length, "modes": modes}
+
+
+def write_cells(path: Path, results: Sequence[dict[str, Any]]) -> None:
+    """A line per cell; what a mode does not measure stays empty."""
+    lines = [
+        {"model": result["name"], "mode": mode, **cell}
+        for result in results
+        for mode, measured in result["modes"].items()
+        for cell in measured["cells"]
+    ]
+    names = dict.fromkeys(name for line in lines for name in line)
+    write_csv(path, [{name: line.get(name, "") for name in names} for line in lines])
+
+
+def report(results: Sequence[dict[str, Any]]) -> None:
     print_line = Console(soft_wrap=True, highlight=False, markup=False).print
-    mean, chance = result["mean"], result["chance"]
-    for measure, meaning in (
-        ("chosen", f"likeliest of {result['candidates']} values"),
-        ("exact", "likeliest of all tokens"),
-    ):
-        print_line(
-            f"needle, {meaning}: {mean[measure]:.1%}, without the needle "
-            f"{mean[f'control_{measure}']:.1%}, chance {chance[measure]:.2%}"
-        )
-    print_line(f"needle, log probability of the value: {mean['gain']:+.2f} nats by the needle")
+    for result in results:
+        for mode, measured in result["modes"].items():
+            print_line(f"needle, {mode}, {result['name']}:")
+            mean, chance = measured["mean"], measured.get("chance", {})
+            for measure, meaning in MEANINGS.items():
+                if measure in mean:
+                    by_chance = f", chance {chance[measure]:.2%}" if measure in chance else ""
+                    print_line(
+                        f"  {meaning}: {mean[measure]:.1%}, without the needle "
+                        f"{mean[f'control_{measure}']:.1%}{by_chance}"
+                    )
+            print_line(f"  log probability of the answer: {mean['gain']:+.2f} nats by the needle")
 
 
-def draw(result: dict[str, Any], path: Path) -> None:
-    """Two depth x length heat maps with the control as their last row."""
-    columns = sorted({cell["length"] for cell in result["cells"]})
-    depths = sorted({cell["depth"] for cell in result["cells"]})
-    rows = [f"{depth:.0%}" for depth in depths] + ["no needle"]
-    figure = new_figure(11, 1.9 + 0.45 * len(rows))
-    figure.suptitle(
-        f"Needle in held-out text, {result['seeds']} prompts per cell", fontweight="bold"
-    )
-    panels = (
-        ("chosen", f"right among {result['candidates']} values"),
-        ("exact", "right among all tokens"),
-    )
-    for axes, (measure, title) in zip(figure.subplots(1, 2), panels, strict=True):
-        at = {(cell["depth"], cell["length"]): cell for cell in result["cells"]}
-        table = [[at[depth, length][measure] for length in columns] for depth in depths]
-        control = f"control_{measure}"
-        table.append([fmean(at[depth, length][control] for depth in depths) for length in columns])
-        heat_map(axes, table, rows, columns, result["training_length"])
-        axes.axhline(len(depths) - 0.5, color="white", linewidth=9)
-        axes.set_title(f"{title} (chance {result['chance'][measure]:.2%})", pad=22, fontsize=11)
-        axes.set_xlabel("length of the prompt (tokens)")
-        axes.set_ylabel("depth of the needle (0% = start)")
-    save_figure(figure, path)
+def draw(results: Sequence[dict[str, Any]], seeds: int, folder: Path) -> None:
+    """needle.png shows what was found, needle_probability.png how likely longer answers were."""
+    prompts = "1 prompt" if seeds == 1 else f"{seeds} prompts"
+    for name, measures_of in PICTURES.items():
+        panels = [
+            [
+                depth_panel(
+                    f"{result['name']}, {mode}: "
+                    f"{measured['mean'][measure]:.0%} {MEANINGS[measure]}",
+                    measured["cells"],
+                    measure,
+                    result["training_length"],
+                )
+                for mode, measured in result["modes"].items()
+                for measure in measures_of.get(mode, ())
+            ]
+            for result in results
+        ]
+        if panels[0]:
+            draw_panels(
+                panels,
+                f"Needle in held-out text, {prompts} per cell",
+                "depth of the needle (0% = start)",
+                NOTES[name],
+                folder / f"{name}.png",
+            )

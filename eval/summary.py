@@ -9,13 +9,12 @@ from rich.console import Console
 from rich.table import Table
 
 from fox.eval.plots import FAINT, FOX, TRANSFORMER, new_figure, plain_axes, save_figure
-from fox.eval.recall import mean_accuracy
 from fox.files import read_json, write_csv, write_json
 
 NEAR_CHANCE = 2.0  # times the chance level
 SOURCES = (
     *("validation.json", "ngram.json", "per_token_loss.json"),
-    *("needle.json", "recall.json", "metrics.csv"),
+    *("needle.json", "recall.json", "mqar.json", "passkey.json", "metrics.csv"),
 )
 
 Line = dict[str, str]  # measure, result, beside
@@ -49,6 +48,8 @@ def summary(run: str) -> None:
         ("per_token_loss", position_lines),
         ("needle", needle_lines),
         ("recall", recall_lines),
+        ("mqar", recall_lines),
+        ("passkey", recall_lines),
     ):
         if name in found:
             lines += lines_of(found[name])
@@ -116,25 +117,34 @@ def position_lines(result: dict[str, Any]) -> list[Line]:
 
 
 def needle_lines(result: dict[str, Any]) -> list[Line]:
-    mean, chance = result["mean"], result["chance"]["chosen"]
-    beside = f"chance {chance:.1%}, without the needle {mean['control_chosen']:.1%}"
-    if mean["chosen"] < NEAR_CHANCE * chance:
-        beside += ": near chance, as expected of so small a model in text; compare recall"
-    right = f"{mean['chosen']:.1%} right of {result['candidates']}"
-    return [line("needle in held-out text", right, beside)]
+    """Share of right answers in each mode, beside the same question without the needle."""
+    lines = []
+    for model in result["models"]:
+        for mode, measured in model["modes"].items():
+            mean, name = measured["mean"], f"needle, {mode}, {model['name']}"
+            if mode != "assignment":
+                beside = f"without the needle {mean['control_match']:.1%}"
+                lines.append(line(name, f"{mean['match']:.1%} found", beside))
+                continue
+            chance = measured["chance"]["chosen"]
+            beside = f"chance {chance:.1%}, without the needle {mean['control_chosen']:.1%}"
+            if mean["chosen"] < NEAR_CHANCE * chance:
+                beside += ": near chance, as expected of so small a model in text; compare recall"
+            right = f"{mean['chosen']:.1%} right of {measured['candidates']}"
+            lines.append(line(name, right, beside))
+    return lines
 
 
 def recall_lines(result: dict[str, Any]) -> list[Line]:
     """Accuracy at the training length against that at the longest."""
     lines = []
     for model in result["models"]:
-        lengths = [cell["length"] for cell in model["cells"]]
-        short, long = min(lengths), max(lengths)
-        right = f"{mean_accuracy(model, short):.1%} right at length {short}, "
-        right += f"{mean_accuracy(model, long):.1%} at {long}"
-        guess = result["chance"]["a value of the row"]
+        short, long = model["by_length"][0], model["by_length"][-1]
+        right = f"{short['accuracy']:.1%} right at length {short['length']}, "
+        right += f"{long['accuracy']:.1%} at {long['length']}"
+        guess = max(result["chance"].values())
         beside = f"trained at {result['training_length']}, guessing {guess:.0%}"
-        lines.append(line(f"recall, {model['name']}", right, beside))
+        lines.append(line(f"{result['task']}, {model['name']}", right, beside))
     return lines
 
 

@@ -17,7 +17,9 @@ NGRAM = {name: {"loss": 5.0, "bits_per_byte": 2.0} for name in ("uniform", "unig
 
 def needle_result(chosen: float) -> dict[str, Any]:
     mean = {"chosen": chosen, "control_chosen": 0.06}
-    return {"mean": mean, "chance": {"chosen": 1 / 16}, "candidates": 16}
+    assignment = {"mean": mean, "chance": {"chosen": 1 / 16}, "candidates": 16}
+    easy = {"mean": {"match": 0.75, "control_match": 0.0}}
+    return {"models": [{"name": "a", "modes": {"assignment": assignment, "easy": easy}}]}
 
 
 def test_loss_before_and_after_stand_beside_the_ngram_models(
@@ -44,7 +46,8 @@ def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
     write_json(tmp_path / "needle.json", needle_result(0.5))
     summary(str(tmp_path))
     lines = read_json(tmp_path / "summary.json")["lines"]
-    assert [row["measure"] for row in lines] == ["needle in held-out text"]
+    assert [row["measure"] for row in lines] == ["needle, assignment, a", "needle, easy, a"]
+    assert lines[1]["result"] == "75.0% found"
     assert not (tmp_path / "summary.png").exists()
 
 
