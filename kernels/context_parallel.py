@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fox.kernels.api import autocasted, per_query_head
 from fox.kernels.blocked import blocked_attention, blocked_attention_backward
@@ -108,7 +107,7 @@ def context_parallel_attention(
 
     Raises:
         ValueError: a shape, dtype or value is not as above, or chunks are not equally long.
-        RuntimeError: gradients of gradients are asked for.
+        NotImplementedError: gradients of gradients are asked for.
     """
     q, k, v, log_f = autocasted(q, k, v, log_f)
     options = _checked(
@@ -184,8 +183,9 @@ class _ContextAttention(torch.autograd.Function):
         return out, lse
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, d_out: Tensor, d_lse: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # asked for by create_graph=True
+            raise NotImplementedError("context_parallel_attention has no gradient of its gradient.")
         q, k, v, log_f, out, lse, *starts = ctx.saved_tensors
         route, calls, options = ctx.plan
         keys, values, gates = _collect(route, k, v, log_f)

@@ -1,5 +1,9 @@
 """Settings for every test: a fixed seed, and GPU tests skipped where there is no GPU."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -19,3 +23,28 @@ def pytest_collection_modifyitems(items):
 def seeded():
     """Each test starts from the same random state, in whatever order tests run."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def run_ranks(tmp_path_factory):
+    """Runs `script RANK RANKS FOLDER` once per rank; returns what each left in RANK.json."""
+
+    def run(script, ranks):
+        folder = tmp_path_factory.mktemp("ranks")
+        command = [sys.executable, "-W", "error", script]
+        logs = [folder / f"{rank}.log" for rank in range(ranks)]
+        processes = []
+        for rank, log in enumerate(logs):
+            with log.open("w") as out:
+                arguments = [*command, str(rank), str(ranks), str(folder)]
+                processes.append(subprocess.Popen(arguments, stdout=out, stderr=out))
+        try:
+            failed = [process.wait(timeout=300) for process in processes]
+        finally:
+            for process in processes:
+                process.kill()  # where one has failed, the others may wait for it
+                process.wait()
+        assert not any(failed), "\n".join(log.read_text() for log in logs)
+        return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
+
+    return run
