@@ -119,8 +119,8 @@ def build_shards(
         encoding: the tokenizer and the shares.
         num_workers: processes; their number changes nothing in the files. If None, one for every
             core where the text is more than one shard, else none but this one.
-        prepared: whether the folder is for many runs: one with other arguments will not
-            replace what is there.
+        prepared: whether the folder is for many runs: checksums are compared even if all is
+            done, and a call with other arguments will not replace what is there.
 
     Raises:
         ValueError, FileNotFoundError: the corpus or the tokenizer cannot be read, or is too small;
@@ -128,14 +128,15 @@ def build_shards(
     """
     fingerprint = encoding.fingerprint(corpus)
     index, begun = folder / "meta.json", folder / "begun.json"
-    there = next((read_json(path) for path in (index, begun) if path.is_file()), {})
+    files = [path for path in (index, begun) if path.is_file()]
+    there = read_json(files[0]) if files else {}
     same = there.get("fingerprint") == fingerprint
     if there.get("prepared") and not same:
         raise ValueError(
             f"{folder} was prepared from other text or with other settings: repeat these, or "
             "choose another folder, or remove it"
         )
-    if same and index.is_file() and not any(damaged_shards(folder, there, contents=False)):
+    if same and index.is_file() and not any(damaged_shards(folder, there, contents=prepared)):
         return open_shards(folder)
     (folder / "shards").mkdir(parents=True, exist_ok=True)
     index.unlink(missing_ok=True)

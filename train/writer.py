@@ -6,10 +6,10 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
@@ -75,7 +75,7 @@ class ShardWriter:
         self, folder: Path, tokenizer: Tokenizer, end: str, max_tokens: int | None, told: Told
     ) -> None:
         self.folder, self.told, self.max_tokens = folder, told, max_tokens
-        self.tokenizer, self.end = tokenizer, tokenizer.token_to_id(end)
+        self.tokenizer, self.end = tokenizer, tokenizer.get_vocab()[end]
         self.cut = cuts_at_lines(tokenizer)
         self.dtype = np.dtype(np.uint16 if num_entries(tokenizer) <= 1 << 16 else np.uint32)
         self.basis = repr((LAYOUT, tokenizers.__version__, tokenizer.to_str(), self.end)).encode()
@@ -143,7 +143,7 @@ class ShardWriter:
         yield from (_Piece(text, held_out, None) for text in texts[:-1])
         yield _Piece(texts[-1], held_out, len(_utf8(document)))
 
-    def _encoded(self, jobs: Iterator[_Job], num_workers: int) -> Iterator[Encoded]:
+    def _encoded(self, jobs: Iterator[_Job], num_workers: int) -> Generator[Encoded, None, None]:
         """The jobs in their order, with the ids of their pieces."""
         if num_workers == 1:  # the library's threads use the cores, too
             for job in jobs:
@@ -152,11 +152,12 @@ class ShardWriter:
         pool = ProcessPoolExecutor(
             num_workers, multiprocessing.get_context("spawn"), initializer=_be_a_worker
         )
-        submit = partial(pool.submit, _encode, self.folder / "tokenizer.json")
+        tokenizer = self.folder / "tokenizer.json"
         waiting: deque[tuple[_Job, Future[list[np.ndarray]]]] = deque()
         try:
             for job in jobs:
-                waiting.append((job, submit([piece.text for piece in job.pieces])))
+                texts = [piece.text for piece in job.pieces]
+                waiting.append((job, pool.submit(_encode, tokenizer, texts)))
                 if len(waiting) > 2 * num_workers:
                     done, ids = waiting.popleft()
                     yield done, ids.result()
