@@ -21,6 +21,24 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that killed processes have left anywhere in the folder."""
+    for path in list(folder.rglob(".*-*")):
+        number = path.name[1:].partition("-")[0]
+        if number.isdigit() and not _is_running(int(number)):
+            path.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # another user's
+    return True
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text."""
     with whole_file(path) as temporary:

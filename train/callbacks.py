@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fox.checkpoints import write_tokenizer
 from fox.train.lm import FoxLM
+from fox.train.resume import commit, write_next
 
 # Dense 16-bit matrix products per second, from the makers' data sheets; the first name that the
 # device's name contains counts.
@@ -36,16 +36,6 @@ PEAK_FLOPS = {
 
 class Interrupted(Exception):
     """Training was stopped by a signal, after a checkpoint was written."""
-
-
-def last_checkpoint(folder: str | Path) -> Path:
-    """Where a run keeps the checkpoint to go on from."""
-    return Path(folder) / "checkpoints" / "last.ckpt"
-
-
-def save_last(trainer: Trainer) -> None:
-    """Writes the checkpoint; Lightning renames it into its place when it is whole."""
-    trainer.save_checkpoint(last_checkpoint(trainer.default_root_dir), weights_only=False)
 
 
 class Speed(Callback):
@@ -178,8 +168,8 @@ class Interruption(Callback):
     ) -> None:
         """Writes the checkpoint if any process was asked to stop."""
         asked = trainer.strategy.reduce_boolean_decision(self.asked, all=False)
-        if asked and _step_is_whole(trainer, batch_idx):
-            save_last(trainer)
+        if asked:
+            write_next(trainer)
             self.saved = True
 
     def on_train_batch_start(
@@ -188,6 +178,7 @@ class Interruption(Callback):
         """Stops, once the checkpoint is written."""
         # Not earlier: after on_train_batch_end come the step's metrics and its validation.
         if self.saved:
+            commit(trainer)
             raise Interrupted(f"stopped after step {trainer.global_step}")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -203,32 +194,12 @@ class Interruption(Callback):
         print("\nfinishing this step; Ctrl-C again stops at once", flush=True)
 
 
-class LastCheckpoint(Checkpoint):
-    """Writes checkpoints/last.ckpt every so many steps and at the end, whole or not at all.
-
-    Args:
-        every_n_steps: optimiser steps between two checkpoints.
-    """
-
-    def __init__(self, every_n_steps: int = 500) -> None:
-        self.every_n_steps = every_n_steps
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Writes if it is time."""
-        if trainer.global_step % self.every_n_steps == 0 and _step_is_whole(trainer, batch_idx):
-            save_last(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the end of the run."""
-        save_last(trainer)
-
-
 class Export(Callback):
     """At the end of the run: the model and its tokenizer as a folder, model/."""
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    # Not on_train_end, which does not come when a finished run is started again: a kill may have
+    # come between the last checkpoint and the export.
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes config.json, model.safetensors, tokenizer.json and tokenizer_config.json."""
         assert isinstance(pl_module, FoxLM)
         if trainer.is_global_zero:
@@ -240,8 +211,3 @@ class Export(Callback):
 
 def _is_time_to_log(trainer: Trainer) -> bool:
     return trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
-
-
-def _step_is_whole(trainer: Trainer, batch_idx: int) -> bool:
-    """Gradients accumulated halfway to a step are not part of a checkpoint."""
-    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0

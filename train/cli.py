@@ -7,9 +7,9 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from importlib.resources import files
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 import torch
@@ -21,14 +21,23 @@ from fox.train.callbacks import (
     Export,
     Interrupted,
     Interruption,
-    LastCheckpoint,
     Speed,
     StepProgress,
-    last_checkpoint,
 )
 from fox.train.data import TextData
 from fox.train.lm import FoxLM
-from fox.train.records import MetricsFile, RunRecord
+from fox.train.records import MetricsFile, RunRecord, WholeConfig
+from fox.train.resume import (
+    LastCheckpoint,
+    WholeCheckpoints,
+    claimed,
+    difference,
+    last_checkpoint,
+    newest_checkpoint,
+    read_checkpoint,
+    tell,
+)
+from fox.train.start import start_arguments
 
 FRONT_PAGE = """\
 fox-train: pretrain FoX and Transformer language models
@@ -54,8 +63,9 @@ Usual settings (in the YAML file, or on the command line, which wins):
 All settings, some hundred lines: fox-train fit --help
 """
 PRESET = "preset:"
+RUN_FOLDER = "runs/default"
 TRAINER_DEFAULTS: dict[str, Any] = {
-    "default_root_dir": "runs/default",
+    "default_root_dir": RUN_FOLDER,
     "max_epochs": -1,  # max_steps decides
     "num_sanity_val_steps": -1,  # the loss at initialisation is part of the record
     "check_val_every_n_epoch": None,  # val_check_interval counts steps over all epochs
@@ -115,43 +125,77 @@ class FoxCLI(LightningCLI):
         # LightningCLI lets a checkpoint's settings win over the command line; here it is the other
         # way round (see checkpoint_arguments), and `fit` refuses a checkpoint that does not fit.
         config = self.config[self.config.subcommand]
-        if config.ckpt_path == "last":
-            config.ckpt_path = str(last_checkpoint(config.trainer.default_root_dir))
-        if config.ckpt_path is not None and not Path(config.ckpt_path).is_file():
-            raise FileNotFoundError(f"expected a checkpoint, but there is no {config.ckpt_path}")
+        last = str(last_checkpoint(config.trainer.default_root_dir))
+        fit = self.config.subcommand == "fit"
+        self.change_allowed = fit and config.ckpt_path in ("last", last)
+        if self.change_allowed:
+            config.ckpt_path = None  # config.yaml is that of a run that was never broken
 
     def before_instantiate_classes(self) -> None:
-        """Refuses what would end badly, before anything is built."""
+        """Finds where to go on; refuses what would end badly, before anything is built."""
+        self.checkpoint: str | None = self.config[self.subcommand].ckpt_path
+        self.first_step = 0
         if self.subcommand != "fit":
             return
         config = self.config.fit
-        last = last_checkpoint(config.trainer.default_root_dir)
-        if config.ckpt_path is None and last.is_file():
-            raise ValueError(
-                f"{last} holds a run already: go on with --ckpt_path last, or choose another "
-                "--trainer.default_root_dir, or remove it"
-            )
-        if config.trainer.max_steps < 1:
+        folder, steps = config.trainer.default_root_dir, config.trainer.max_steps
+        if steps < 1:
             raise ValueError(
                 f"expected trainer.max_steps, the length of the run, to be at least 1, "
-                f"but got {config.trainer.max_steps}"
+                f"but got {steps}"
             )
+        text = self._parser("fit").dump(config, format="json", skip_none=False)
+        self.settings: dict[str, Any] = json.loads(text)
+        self.checkpoint = self.checkpoint_to_go_on_from(folder)
+        if self.checkpoint is not None:
+            self.first_step = read_checkpoint(Path(self.checkpoint))["global_step"]
+            at = f"after step {self.first_step:,} of {steps:,}"
+            done = self.first_step >= steps
+            tell(f"the run in {folder} is finished" if done else f"going on {at} in {folder}")
+
+    def checkpoint_to_go_on_from(self, folder: str) -> str | None:
+        """The newest of the run in this folder, if it is this run; else the one that was given."""
+        newest = newest_checkpoint(folder)
+        if newest is None and self.change_allowed:
+            raise FileNotFoundError(
+                f"expected a checkpoint, but there is no {last_checkpoint(folder)}"
+            )
+        if newest is None:
+            return self.checkpoint
+        differs = difference(read_checkpoint(newest)["settings"], self.settings)
+        if differs and not self.change_allowed:
+            raise ValueError(
+                f"{folder} holds a run with {differs}: choose another --trainer.default_root_dir, "
+                "or remove the folder, or change the run with --ckpt_path last"
+            )
+        return str(newest)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        return super()._prepare_subcommand_kwargs(subcommand) | {"ckpt_path": self.checkpoint}
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        folder = Path(self.config[subcommand].trainer.default_root_dir)
+        with claimed(folder) if subcommand == "fit" else nullcontext():
+            super()._run_subcommand(subcommand)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds what every run has: its records, and in `fit` progress, interruption and export."""
         config = self.config_init[self.subcommand].trainer
         folder = config.default_root_dir
         config.precision = config.precision or usual_precision(config.accelerator)
-        if self.subcommand == "fit":
-            # Through the defaults they come after Speed, whose numbers they show.
-            callbacks = [StepProgress(), RunRecord(), Interruption(), Export()]
-            self.trainer_defaults = self.trainer_defaults | {"callbacks": callbacks}
-            if config.logger in (None, True):
-                board = TensorBoardLogger(folder, name="", version="")
-                config.logger = [MetricsFile(folder), board]
-        else:
-            self.save_config_callback = None
-            config.logger = False
+        if self.subcommand != "fit":
+            self.save_config_callback, config.logger = None, False
+            return super().instantiate_trainer(**kwargs)
+        # Through the defaults they come after Speed, whose numbers they show.
+        callbacks = [StepProgress(), RunRecord(), Interruption(), Export()]
+        self.trainer_defaults = self.trainer_defaults | {"callbacks": callbacks}
+        self.config_init.fit.checkpoint.settings = self.settings
+        config.plugins = [*_listed(config.plugins), WholeCheckpoints()]
+        if config.logger in (None, True):
+            # What a killed run has told TensorBoard about later steps is hidden.
+            config.logger = TensorBoardLogger(folder, "", "", purge_step=self.first_step)
+        if config.logger is not False:
+            config.logger = [MetricsFile(folder), *_listed(config.logger)]
         return super().instantiate_trainer(**kwargs)
 
 
@@ -166,21 +210,20 @@ def main(args: Sequence[str] | None = None) -> None:
         return
     _silence_two_notices()
     try:
-        with TemporaryDirectory() as scratch:
-            args = checkpoint_arguments(preset_paths(args), Path(scratch))
-            FoxCLI(
-                FoxLM,
-                TextData,
-                args=args,
-                parser_class=FoxParser,
-                trainer_defaults=TRAINER_DEFAULTS,
-                seed_everything_default=0,
-                save_config_kwargs={"overwrite": True},
-                auto_configure_optimizers=False,
-                load_from_checkpoint_support=False,  # it would put more than plain values there
-            )
+        FoxCLI(
+            FoxLM,
+            TextData,
+            args=start_arguments(checkpoint_arguments(preset_paths(args)), RUN_FOLDER),
+            parser_class=FoxParser,
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=0,
+            save_config_callback=WholeConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # it would put more than plain values there
+        )
     except Interrupted as interrupted:
-        print(f"{interrupted}: the same command with --ckpt_path last goes on", flush=True)
+        print(f"{interrupted}: the same command goes on", flush=True)
         raise SystemExit(130) from None
     except (ValueError, FileNotFoundError) as error:
         if not _raised_by_us(error):
@@ -215,7 +258,7 @@ def preset_paths(args: Sequence[str]) -> list[str]:
     return paths
 
 
-def checkpoint_arguments(args: Sequence[str], scratch: Path) -> list[str]:
+def checkpoint_arguments(args: Sequence[str]) -> list[str]:
     """Lets `validate --ckpt_path FILE` find the model's and the data's settings in the file.
 
     They come first, so that what the command line says wins.
@@ -223,18 +266,20 @@ def checkpoint_arguments(args: Sequence[str], scratch: Path) -> list[str]:
     if args[0] == "fit" or "--ckpt_path" not in args[:-1]:
         return list(args)
     path = Path(args[args.index("--ckpt_path") + 1])
-    if not path.is_file():
-        raise FileNotFoundError(f"expected a checkpoint, but there is no {path}")
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    checkpoint = read_checkpoint(path)
     settings = {
         "model": checkpoint["hyper_parameters"],
         "data": checkpoint["datamodule_hyper_parameters"],
         "trainer": {"default_root_dir": str(path.parent.parent)},
     }
     del settings["model"]["config"]["vocab_size"]  # linked to data.vocab_size
-    config = scratch / "checkpoint.yaml"
-    config.write_text(json.dumps(settings), encoding="utf-8")  # JSON is YAML
-    return [args[0], "--config", str(config), *args[1:]]
+    return [args[0], "--config", json.dumps(settings), *args[1:]]  # JSON is YAML
+
+
+def _listed(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _raised_by_us(error: BaseException) -> bool:

@@ -3,18 +3,65 @@
 import csv
 import json
 import math
-from collections.abc import Mapping
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from fox.files import whole_file, write_json, write_text
 from fox.train.lm import FoxLM
 from fox.train.ngram import ngram_losses
+
+
+class StepTable:
+    """A CSV file whose rows tell a step; a run that goes on cuts it back to where it does.
+
+    Args:
+        path: of the file.
+        columns: those known from the start; others may come with later rows.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str] = ("step",)) -> None:
+        self.path, self.columns = path, list(columns)
+
+    def rows(self, before: float = math.inf) -> list[dict[str, str]]:
+        """The rows of the steps before `before`, as text."""
+        if not self.path.is_file():
+            return []
+        text = self.path.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]  # a kill may have torn the last line
+        return [row for row in csv.DictReader(whole.splitlines()) if int(row["step"]) < before]
+
+    def cut(self, step: int) -> None:
+        """Forgets the rows from this step on."""
+        rows = self.rows(before=step)
+        self.columns = list(rows[0]) if rows else self.columns
+        self._rewrite(rows)
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Appends rows; they are with the operating system when this returns."""
+        new = [name for name in dict.fromkeys(chain(*rows)) if name not in self.columns]
+        if new or not self.path.is_file():
+            before = self.rows()
+            self.columns += new
+            self._rewrite([*before, *rows])
+            return
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.columns, lineterminator="\n").writerows(rows)
+
+    def _rewrite(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        with (
+            whole_file(self.path) as scratch,
+            scratch.open("w", newline="", encoding="utf-8") as file,
+        ):
+            writer = csv.DictWriter(file, self.columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 class MetricsFile(Logger):
@@ -29,9 +76,7 @@ class MetricsFile(Logger):
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
-        self.file = Path(folder) / "metrics.csv"
-        self.rows: list[dict[str, Any]] = []
-        self.columns = ["step"]
+        self.table = StepTable(Path(folder) / "metrics.csv")
 
     @property
     def name(self) -> str:
@@ -46,43 +91,21 @@ class MetricsFile(Logger):
     @property
     def save_dir(self) -> str:
         """Where Lightning's CLI puts config.yaml."""
-        return str(self.file.parent)
+        return str(self.table.path.parent)
 
     @rank_zero_only
     def start(self, step: int) -> None:
         """Keeps what an earlier call wrote about the first `step` steps, and forgets the rest."""
-        if self.file.is_file() and step:
-            with self.file.open(newline="", encoding="utf-8") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
-            self.columns = list(rows[0]) if rows else self.columns
-            self.rows = rows
-        self._rewrite()
+        self.table.cut(step)  # Lightning counts from 0
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Appends a row, and flushes it to the disk."""
+        """Appends a row."""
         values = {name: value for name, value in metrics.items() if name != "epoch"}
-        row = {"step": step} | values
-        new = [name for name in row if name not in self.columns]
-        self.columns += new
-        self.rows.append(row)
-        if new:
-            self._rewrite()
-            return
-        with self.file.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self.columns).writerow(row)
+        self.table.add([{"step": step} | values])
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """config.yaml holds them."""
-
-    def _rewrite(self) -> None:
-        with (
-            whole_file(self.file) as scratch,
-            scratch.open("w", newline="", encoding="utf-8") as file,
-        ):
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
 
 
 class RunRecord(Callback):
@@ -111,6 +134,15 @@ class RunRecord(Callback):
             row[name] = float(trainer.callback_metrics[f"val_{name}"])
         rows = [*(row for row in rows if row["step"] < step), row]
         write_text(path, json.dumps(rows, indent=2) + "\n")  # a loss may be nan: that is news, too
+
+
+class WholeConfig(SaveConfigCallback):
+    """config.yaml, whole or not at all: every setting of the run, to start another one with."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Writes the file, when the run starts."""
+        text = self.parser.dump(self.config, skip_none=False)
+        write_text(Path(trainer.default_root_dir) / "config.yaml", text)
 
 
 class NgramBaseline(Callback):

@@ -99,7 +99,7 @@ def test_a_run_that_is_killed_goes_on_with_bit_identical_losses(unbroken, experi
             fit()
     assert len(metrics()) > 10
     assert torch.load(LAST, weights_only=True)["global_step"] == 10
-    fit("--ckpt_path", "last")
+    fit()
     assert (metrics(), validation()) == unbroken
 
 
@@ -112,22 +112,20 @@ def test_ctrl_c_finishes_the_step_and_the_run_goes_on_exactly(
         with pytest.raises(SystemExit) as exit_info:
             fit()
     assert exit_info.value.code == 130
-    assert (
-        "stopped after step 12: the same command with --ckpt_path last" in capsys.readouterr().out
-    )
+    assert "stopped after step 12: the same command goes on" in capsys.readouterr().out
     assert torch.load(LAST, weights_only=True)["global_step"] == 12
-    fit("--ckpt_path", "last")
+    fit()
     assert (metrics(), validation()) == unbroken
 
 
-def test_with_gradient_accumulation_a_resumed_run_is_exact_too(experiment, monkeypatch):
-    accumulate = ("--trainer.accumulate_grad_batches", "2", "--trainer.max_steps", "12")
-    fit(*accumulate, "--trainer.default_root_dir", "unbroken")
+def test_with_several_passes_for_a_step_a_resumed_run_is_exact_too(experiment, monkeypatch):
+    passes = ("--model.micro_batch_tokens", "32", "--trainer.max_steps", "12")
+    fit(*passes, "--trainer.default_root_dir", "unbroken")
     with monkeypatch.context() as patch:
         at_step(patch, 6, lambda: signal.raise_signal(signal.SIGINT))
         with pytest.raises(SystemExit):
-            fit(*accumulate)
-    fit(*accumulate, "--ckpt_path", "last")
+            fit(*passes)
+    fit(*passes)
     assert metrics() == metrics("unbroken")
 
 
@@ -206,11 +204,6 @@ def test_another_tokenizer_than_the_checkpoints_is_refused(experiment, capsys):
     assert "--data.tokenizer" in error
 
 
-def test_a_folder_that_holds_a_run_is_not_overwritten(experiment, capsys):
-    fit("--trainer.max_steps", "5")
-    assert "holds a run already: go on with --ckpt_path last" in error_of(capsys, *FIT)
-
-
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -267,7 +260,7 @@ def test_the_console_script_stops_on_sigint_and_goes_on(unbroken, experiment):
     assert process.returncode in (0, 130)  # 0 if it was through before the signal came
     step = torch.load(LAST, weights_only=True)["global_step"]
     assert 6 <= step <= 24
-    fit("--ckpt_path", "last")
+    fit()
     assert (metrics(), validation()) == unbroken
 
 
