@@ -73,11 +73,14 @@ def per_token_loss(
     folder = Path(output)
     results: list[dict[str, Any]] = []
     lines: list[dict[str, Any]] = []
+    base: Sums | None = None
     for name, one in zip(names, models, strict=True):
         path = folder / "per_token_loss" / f"{run_key(one.fingerprint(), text)}.npz"
         sums = score(one, rows.ids, name, path)
         about = {"name": name, "training_length": one.training_length}
-        results.append(about | summarize(sums, rows))
+        base = base or sums
+        above = bin_means(Sums(sums.by_position, sums.by_bin - base.by_bin), rows.documents)
+        results.append(about | summarize(sums, rows) | {"above_first_model": above})
         lines += position_lines(name, sums)
     count = len(rows.documents.unique())
     result = {
@@ -90,7 +93,7 @@ def per_token_loss(
     write_csv(folder / "per_token_loss.csv", lines)
     write_json(folder / "per_token_loss.json", result)
     report(result)
-    draw(result, lines, folder / "per_token_loss.png")
+    draw(result, folder / "per_token_loss.png")
 
 
 def check_tokenizers(models: list[EvalModel]) -> None:
@@ -188,13 +191,19 @@ def summarize(sums: Sums, rows: Rows) -> dict[str, Any]:
                 "standard_error": standard_error(by_row / tokens, rows.documents),
             }
         )
+    whole = {name: value for name, value in first[-1].items() if name != "tokens"}
+    return whole | {"first": first, "bins": bin_means(sums, rows.documents)}
+
+
+def bin_means(sums: Sums, documents: Tensor) -> list[dict[str, Any]]:
+    """Mean and standard error per bin."""
     bins = []
-    for column, (start, stop) in enumerate(pairwise(edges)):
+    for column, (start, stop) in enumerate(pairwise(bin_edges(len(sums.by_position)))):
         by_row = sums.by_bin[:, column] / (stop - start)
-        error = standard_error(by_row, rows.documents)
+        error = standard_error(by_row, documents)
         mean = by_row.mean().item()
         bins.append({"first": start, "last": stop - 1, "loss": mean, "standard_error": error})
-    return {**{k: v for k, v in first[-1].items() if k != "tokens"}, "first": first, "bins": bins}
+    return bins
 
 
 def standard_error(values: Tensor, clusters: Tensor) -> float | None:
@@ -239,49 +248,46 @@ def report(result: dict[str, Any]) -> None:
             )
 
 
-def draw(result: dict[str, Any], lines: list[dict[str, Any]], path: Path) -> None:
-    """Loss by position with its perplexity, and the perplexity of the first tokens."""
-    figure = new_figure(12, 4.8)
+def draw(result: dict[str, Any], path: Path) -> None:
+    """Loss by position, what the first model has less of it, and perplexity of the first tokens."""
+    models = result["models"]
+    panels = 3 if len(models) > 1 else 2
+    figure = new_figure(5.6 * panels, 4.8)
     figure.suptitle(
-        f"Loss by position, {result['rows']:,} windows of {result['documents']:,} documents",
+        f"Loss by position, {result['rows']:,} windows of {result['documents']:,} documents "
+        "(band: 95 % over documents)",
         fontweight="bold",
     )
-    left, right = figure.subplots(1, 2)
+    left, *middle, right = figure.subplots(1, panels)
     start = result["length"] / 2**DRAWN_OCTAVES
-    for model, colour in zip(result["models"], PALETTE * len(result["models"]), strict=False):
+    for model, colour in zip(models, PALETTE * len(models), strict=False):
         bins = [row for row in model["bins"] if row["last"] >= start]
-        middles = [math.sqrt(row["first"] * row["last"]) for row in bins]
-        band(left, middles, bins, colour, model["name"], exponential=False)
-        fine = [row for row in lines if row["model"] == model["name"] and row["position"] >= start]
-        fine = [row for row in fine if row["smoothed"] is not None]
-        left.plot(
-            [row["position"] for row in fine],
-            [row["smoothed"] for row in fine],
-            color=colour,
-            linewidth=0.7,
-            alpha=0.6,
-        )
+        at = [math.sqrt(row["first"] * row["last"]) for row in bins]
+        label = f"{model['name']}: {model['loss']:.3f} on average"
+        band(left, at, bins, colour, label)
+        for axes in middle:
+            band(axes, at, model["above_first_model"][-len(at) :], colour, model["name"])
         first = [row for row in model["first"] if row["tokens"] >= start]
-        tokens = [row["tokens"] for row in first]
-        label = f"{model['name']}: {first[-1]['perplexity']:,.1f}"
-        band(right, tokens, first, colour, label, exponential=True)
+        label = f"{model['name']}: {first[-1]['perplexity']:,.1f} at the end"
+        band(right, [row["tokens"] for row in first], first, colour, label, exponential=True)
     # matplotlib tries the inverse on an empty axis, 0 to 0, first.
     scales = (np.exp, lambda perplexity: np.log(np.maximum(perplexity, 1e-9)))
     left.secondary_yaxis("right", functions=scales).set_ylabel("perplexity")
     right.set_yscale("log")
     right.yaxis.set_major_formatter(lambda value, _: f"{value:,.4g}")
     right.yaxis.set_minor_formatter(lambda value, _: f"{value:,.4g}")
+    position = "tokens before the predicted one"
     for axes, title, xlabel, ylabel in (
-        (left, "Loss at a position", "tokens before the predicted one", "loss (nats per token)"),
+        (left, "Loss at a position", position, "loss (nats per token)"),
+        *((axes, f"Loss above {models[0]['name']}", position, "nats per token") for axes in middle),
         (right, "Perplexity of the first tokens", "tokens", "perplexity"),
     ):
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         plain_axes(axes, title, xlabel, ylabel)
-        mark_training_lengths(axes, [model["training_length"] for model in result["models"]])
+        mark_training_lengths(axes, [model["training_length"] for model in models])
         axes.legend(frameon=False, loc="best", fontsize=9)
     left.spines["right"].set_visible(True)
-    left.get_legend().set_title("band: 95 % over documents", prop={"size": 8.5})
     save_figure(figure, path)
 
 
@@ -291,12 +297,12 @@ def band(
     rows: list[dict[str, Any]],
     colour: str,
     label: str,
-    exponential: bool,
+    exponential: bool = False,
 ) -> None:
     """A line through the losses of rows, or their perplexities, in its confidence band."""
     scale = np.exp if exponential else np.asarray
     losses = np.array([row["loss"] for row in rows])
     errors = np.array([CONFIDENCE * (row["standard_error"] or 0.0) for row in rows])
     low, high = scale(losses - errors), scale(losses + errors)
-    axes.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
+    axes.fill_between(at, low, high, color=colour, alpha=0.13, linewidth=0)
     axes.plot(at, scale(losses), "o-", color=colour, markersize=3.5, label=label)

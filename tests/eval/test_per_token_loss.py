@@ -82,7 +82,12 @@ def test_a_finished_model_is_not_scored_again_and_another_text_is(
     per_token_loss([checkpoint], **call)
     first = read_json(tmp_path / "per_token_loss.json")["models"]
     per_token_loss([checkpoint, llama], **call)
-    assert read_json(tmp_path / "per_token_loss.json")["models"][:1] == first
+    fox, other = read_json(tmp_path / "per_token_loss.json")["models"]
+    assert [fox] == first
+    for row, base, above in zip(
+        other["bins"], fox["bins"], other["above_first_model"], strict=True
+    ):
+        assert above["loss"] == pytest.approx(row["loss"] - base["loss"])
     assert len(list((tmp_path / "per_token_loss").iterdir())) == 2
     per_token_loss([checkpoint], **call | {"max_rows": 3})
     result = read_json(tmp_path / "per_token_loss.json")
