@@ -1,228 +1,203 @@
-"""Recall that a CPU can learn in seconds: which value stood behind this key?
+"""Recall that a CPU can learn in minutes: small models, trained on a task and asked far beyond it.
 
-A row is filler with four (key, value) pairs in it, and its last token is one of the four keys; the
-model shall say the key's value. FoX (Pro) and the Transformer (Pro) with RoPE, of the same size,
-train on the same short rows and are then asked in rows up to eight times as long.
-
-Legend: B batch, T time.
+The tasks are those of fox.eval.tasks. Models of one size train on the same short rows and are then
+asked in rows up to eight times as long.
 """
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from rich.console import Console
-from torch import Tensor
 
-from fox.config import FoxConfig
-from fox.eval.plots import FAINT, FOX, INK, heat_map, new_figure, save_figure
+from fox.eval.learning import (
+    BATCH,
+    LEARNING_RATE,
+    ROWS_PER_CELL,
+    Cell,
+    ModelName,
+    task_config,
+    train_and_test,
+)
 from fox.eval.progress import progress
-from fox.eval.text import next_token_log_probs
+from fox.eval.recall_figures import draw_by_length, draw_by_place
+from fox.eval.store import Store
+from fox.eval.tasks import TASKS, Task, TaskName
 from fox.files import write_csv, write_json
 from fox.model import FoxForCausalLM
 
-FILLERS, KEYS, VALUES, PAIRS = 64, 16, 16, 4
-TRAINING_LENGTH = 64
-LENGTHS = (64, 128, 256, 512)
-DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-BATCH, LEARNING_RATE, ROWS_PER_CELL = 64, 3e-3, 100
-EXAMPLE = "· · K7 v2 · · · · K1 v9 · · K4 v4 · · · · · · K3 v5 · · · · K1 ?"
-SIZE = {"hidden_size": 64, "num_hidden_layers": 2, "num_heads": 4, "intermediate_size": 128}
-CONFIGS = {
-    "FoX (Pro)": FoxConfig.preset(
-        "fox-pro-125m",
-        vocab_size=FILLERS + KEYS + VALUES,
-        # Heads that look back up to the whole row from the first step; with biases of 0 every head
-        # starts with a time constant of 1.4 tokens, and learning takes several times as long.
-        decay_time_min=2.0,
-        decay_time_max=float(TRAINING_LENGTH),
-        **SIZE,
-    ),
-    "Transformer (Pro, RoPE)": FoxConfig.preset(
-        "transformer-pro-125m", vocab_size=FILLERS + KEYS + VALUES, **SIZE
-    ),
+NAMES: dict[ModelName, str] = {
+    "fox-llama": "FoX (LLaMA)",
+    "fox-pro": "FoX (Pro)",
+    "transformer-llama": "Transformer (LLaMA, RoPE)",
+    "transformer-pro": "Transformer (Pro, RoPE)",
 }
 
 
-def recall(output: str, *, steps: int = 150, seed: int = 0) -> None:
-    """Train FoX (Pro) and the Transformer (Pro) to recall, then test far beyond the trained length.
+def recall(
+    output: str,
+    *,
+    tasks: tuple[TaskName, ...] = ("recall",),
+    models: tuple[ModelName, ...] = ("fox-pro", "transformer-pro"),
+    seeds: tuple[int, ...] = (0,),
+    steps: int | None = None,
+    training_length: int | None = None,
+    pairs: int | None = None,
+    lengths: tuple[int, ...] | None = None,
+    device: Literal["cpu", "cuda"] = "cpu",
+) -> None:
+    """Train small models on recall tasks, then test them far beyond the trained length.
+
+    Finished models are kept in recall.jsonl: a second call goes on with the next one.
 
     Args:
-        output: folder for recall.csv, .json and .png.
-        steps: training steps of 64 rows, for each model.
-        seed: of the weights, the training rows and the test rows; both models see the same.
+        output: folder for a .csv, .json and .png per task, recall_by_length.png and recall.jsonl.
+        tasks: "recall" (one question about four pairs), "mqar" (multi-query associative recall:
+            many questions about many pairs) and "passkey" (a key of several tokens).
+        models: "fox-pro", "fox-llama", "transformer-pro" and "transformer-llama".
+        seeds: of the weights, the training rows and the test rows; all models see the same.
+        steps: training steps of 64 rows for each model; what the task needs if not given.
+        training_length: tokens of a row in training; the task's own if not given.
+        pairs: pairs in a row, or tokens of the passkey; the task's own if not given.
+        lengths: tokens of the test rows; 1, 2, 4 and 8 training lengths if not given.
+        device: where to train.
 
     Raises:
-        ValueError: steps is not positive.
+        ValueError: steps is not positive, nothing is asked for, a length is too short for the
+            task, or there is no GPU.
     """
-    if steps < 1:
+    if steps is not None and steps < 1:
         raise ValueError(f"steps must be at least 1, but got {steps}")
-    models: list[dict[str, Any]] = []
-    for name, config in CONFIGS.items():
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            model = FoxForCausalLM(config)
-        train(model, steps, seed, name)
-        cells = test(model.eval(), seed, name)
-        size = sum(parameter.numel() for parameter in model.parameters())
-        models.append({"name": name, "parameters": size, "config": asdict(config), "cells": cells})
-    result = {
-        "training_length": TRAINING_LENGTH,
+    if not (tasks and models and seeds):
+        raise ValueError(
+            "expected at least one task, one model and one seed, "
+            f"but got {len(tasks)}, {len(models)} and {len(seeds)}"
+        )
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("expected a GPU for device cuda, but torch finds none")
+    folder, results = Path(output), []
+    for task in chosen_tasks(tasks, training_length, pairs):
+        asked = lengths or tuple(factor * task.training_length for factor in (1, 2, 4, 8))
+        cells = learn(task, models, seeds, steps or task.steps, asked, device, folder)
+        result = summarize(task, cells, steps or task.steps)
+        write_csv(folder / f"{task.name}.csv", cells)
+        write_json(folder / f"{task.name}.json", result)
+        report(result)
+        if None not in task.depths:
+            draw_by_place(result, task, folder / f"{task.name}.png")
+        results.append(result)
+    draw_by_length(results, folder / "recall_by_length.png")
+
+
+def chosen_tasks(
+    names: Sequence[TaskName], training_length: int | None, pairs: int | None
+) -> list[Task]:
+    """The tasks, with the fields that are given in the place of their own."""
+    given = {"training_length": training_length, "pairs": pairs}
+    changes = {name: value for name, value in given.items() if value is not None}
+    return [TASKS[name](**changes) for name in names]
+
+
+def learn(
+    task: Task,
+    models: Sequence[ModelName],
+    seeds: Sequence[int],
+    steps: int,
+    lengths: Sequence[int],
+    device: str,
+    folder: Path,
+) -> list[Cell]:
+    """The cells of every model and seed, from recall.jsonl where it has them."""
+    stores = {}
+    for model, seed in product(models, seeds):
+        parts = (task, task_config(model, task), seed, steps, tuple(lengths))
+        protocol = (BATCH, LEARNING_RATE, ROWS_PER_CELL)
+        run = hashlib.sha256(repr((parts, protocol)).encode()).hexdigest()[:16]
+        stores[model, seed] = Store(folder / "recall.jsonl", run)
+    missing = [key for key, store in stores.items() if not store.rows]
+    total = len(missing) * (steps + len(lengths) * len(task.depths))
+    with progress(f"{task.name}, {len(stores) - len(missing)} models known", total) as advance:
+        for model, seed in missing:
+            where = f"{NAMES[model]}, seed {seed}"
+            cells = train_and_test(
+                task,
+                task_config(model, task),
+                seed=seed,
+                steps=steps,
+                lengths=lengths,
+                device=device,
+                advance=lambda note, where=where: advance(f"{where}: {note}"),
+            )
+            stores[model, seed].append([{"cells": cells}])
+    return [
+        {"model": model, "seed": seed, **cell}
+        for (model, seed), store in stores.items()
+        for cell in store.rows[0]["cells"]
+    ]
+
+
+def summarize(task: Task, cells: Sequence[Cell], steps: int) -> dict[str, Any]:
+    """Cells by model, and for each length the mean over depths, of all seeds and of each."""
+    models = []
+    for name in dict.fromkeys(cell["model"] for cell in cells):
+        own = [
+            {k: v for k, v in cell.items() if k != "model"}
+            for cell in cells
+            if cell["model"] == name
+        ]
+        config = task_config(name, task)
+        with torch.device("meta"):
+            size = sum(parameter.numel() for parameter in FoxForCausalLM(config).parameters())
+        models.append(
+            {
+                "name": NAMES[name],
+                "preset": name,
+                "parameters": size,
+                "config": asdict(config),
+                "by_length": by_length(own),
+                "cells": own,
+            }
+        )
+    return {
+        "task": task.name,
+        "training_length": task.training_length,
+        "pairs": task.pairs,
         "steps": steps,
-        "seed": seed,
+        "seeds": list(dict.fromkeys(cell["seed"] for cell in cells)),
         "rows_per_cell": ROWS_PER_CELL,
-        "chance": {"any value": 1 / VALUES, "a value of the row": 1 / PAIRS},
+        "chance": task.chance,
         "models": models,
     }
-    folder = Path(output)
-    write_csv(
-        folder / "recall.csv",
-        [{"model": model["name"], **cell} for model in models for cell in model["cells"]],
-    )
-    write_json(folder / "recall.json", result)
-    report(result)
-    draw(result, folder / "recall.png")
 
 
-def recall_rows(
-    count: int, length: int, generator: torch.Generator, depth: float | None = None
-) -> tuple[Tensor, Tensor]:
-    """Random rows and their answers.
-
-    Args:
-        count: rows B.
-        length: tokens T of a row; even.
-        generator: source of the random numbers.
-        depth: where the pair asked for stands, from 0 (first) to 1 (last place); random if None.
-
-    Returns:
-        ids (B, T) int64: fillers, then keys, then values number the vocabulary; answers (B,) int64.
-    """
-    places = length // 2 - 1  # the last two tokens are a filler and the question
-    order = torch.rand(count, places, generator=generator)
-    if depth is not None:
-        order[:, round(depth * (places - 1))] = -1.0  # comes first, and the first pair is asked for
-    starts = 2 * order.argsort(1)[:, :PAIRS]  # (B, PAIRS)
-    keys = FILLERS + torch.rand(count, KEYS, generator=generator).argsort(1)[:, :PAIRS]
-    values = torch.rand(count, VALUES, generator=generator).argsort(1)[:, :PAIRS]
-    values += FILLERS + KEYS
-    ids = torch.randint(FILLERS, (count, length), generator=generator)
-    ids.scatter_(1, starts, keys)
-    ids.scatter_(1, starts + 1, values)
-    ids[:, -1] = keys[:, 0]
-    return ids, values[:, 0]
-
-
-def train(model: FoxForCausalLM, steps: int, seed: int, name: str) -> None:
-    """AdamW on fresh rows, the loss on the answer alone."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
-    generator = torch.Generator().manual_seed(seed)
-    with progress(f"recall, training {name}", steps) as advance:
-        for _ in range(steps):
-            ids, answers = recall_rows(BATCH, TRAINING_LENGTH, generator)
-            logits = model.lm_head(model.model(ids)[:, -1])  # (B, V)
-            loss = F.cross_entropy(logits, answers)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            advance(f"loss {loss.item():.3f}")
-
-
-def test(model: FoxForCausalLM, seed: int, name: str) -> list[dict[str, Any]]:
-    """Share of right answers per length and depth, on rows that training never drew."""
-    generator = torch.Generator().manual_seed(2**32 + seed)
-    cells = []
-    with progress(f"recall, testing {name}", len(LENGTHS) * len(DEPTHS)) as advance:
-        for length in LENGTHS:
-            for depth in DEPTHS:
-                ids, answers = recall_rows(ROWS_PER_CELL, length, generator, depth)
-                right = next_token_log_probs(model, ids).argmax(-1) == answers
-                accuracy = right.double().mean().item()
-                cells.append({"length": length, "depth": depth, "accuracy": accuracy})
-                advance(f"length {length}")
-    return cells
+def by_length(cells: Sequence[Cell]) -> list[dict[str, Any]]:
+    """For each length the mean over depths and seeds, and the lowest and highest seed's mean."""
+    rows = []
+    for length in dict.fromkeys(cell["length"] for cell in cells):
+        by_seed: dict[int, list[float]] = {}
+        for cell in cells:
+            if cell["length"] == length:
+                by_seed.setdefault(cell["seed"], []).append(cell["accuracy"])
+        means = [fmean(values) for values in by_seed.values()]
+        spread = {"lowest": min(means), "highest": max(means), "seeds": len(means)}
+        rows.append({"length": length, "accuracy": fmean(means), **spread})
+    return rows
 
 
 def report(result: dict[str, Any]) -> None:
     print_line = Console(soft_wrap=True, highlight=False, markup=False).print
     for model in result["models"]:
-        by_length = {length: mean_accuracy(model, length) for length in LENGTHS}
-        shares = ", ".join(f"{length}: {share:.1%}" for length, share in by_length.items())
-        print_line(f"recall, {model['name']}: right answers by length {shares}")
+        shares = ", ".join(f"{row['length']}: {spelt(row)}" for row in model["by_length"])
+        print_line(f"{result['task']}, {model['name']}: right answers by length {shares}")
 
 
-def mean_accuracy(model: dict[str, Any], length: int) -> float:
-    """Mean over the depths."""
-    return fmean(cell["accuracy"] for cell in model["cells"] if cell["length"] == length)
-
-
-def draw(result: dict[str, Any], path: Path) -> None:
-    """The task as a strip of tokens, and under it one depth x length heat map per model."""
-    figure = new_figure(10.5, 5.2)
-    strip, *maps = figure.subplot_mosaic("aa;bc", height_ratios=[1, 3.6]).values()
-    draw_task(strip)
-    for axes, model in zip(maps, result["models"], strict=True):
-        right = {(cell["depth"], cell["length"]): cell["accuracy"] for cell in model["cells"]}
-        table = [[right[depth, length] for length in LENGTHS] for depth in DEPTHS]
-        rows = [f"{depth:.0%}" for depth in DEPTHS]
-        heat_map(axes, table, rows, LENGTHS, result["training_length"])
-        share = f"{mean_accuracy(model, LENGTHS[-1]):.1%} right at length {LENGTHS[-1]}"
-        axes.set_title(
-            f"{model['name']}: {share}",
-            loc="left",
-            pad=20,
-            fontweight="bold",
-            fontsize=11,
-            color=INK,
-        )
-        axes.set_xlabel("length of the row (tokens)", color=INK)
-    maps[0].set_ylabel("place of the pair (0% = first)", color=INK)
-    guess, blind = result["chance"]["a value of the row"], result["chance"]["any value"]
-    figure.supxlabel(
-        f"share of right answers; guessing one of the row's values gives {guess:.0%}, any value "
-        f"{blind:.0%}. Both models: {result['steps']} steps on rows of "
-        f"{result['training_length']} tokens, {result['models'][0]['parameters']:,} and "
-        f"{result['models'][1]['parameters']:,} parameters",
-        fontsize=8.5,
-        color=FAINT,
-    )
-    save_figure(figure, path)
-
-
-def draw_task(axes: Any) -> None:
-    """A row of the task as boxes: filler, pairs, the question and its answer."""
-    axes.set_title(
-        "Recall: four keys and their values hide in a row of filler. Which value had the last key?",
-        loc="left",
-        fontweight="bold",
-        fontsize=12,
-        color=INK,
-    )
-    tokens = EXAMPLE.split(" ")
-    for place, token in enumerate(tokens):
-        asked = token in ("K1", "v9", "?")
-        colour = FOX if asked else FAINT
-        axes.text(
-            place,
-            0,
-            token,
-            ha="center",
-            va="center",
-            color=colour,
-            fontsize=12,
-            fontweight="bold" if asked else "normal",
-            family="monospace",
-        )
-    axes.annotate(
-        "",
-        (9, 0.35),
-        (len(tokens) - 1, 0.35),
-        arrowprops={"arrowstyle": "->", "color": FOX, "connectionstyle": "arc3,rad=0.12"},
-    )
-    axes.set_xlim(-0.7, len(tokens) - 0.3)
-    axes.set_ylim(-0.5, 1.2)
-    axes.axis("off")
+def spelt(row: dict[str, Any]) -> str:
+    """The mean over seeds, with the lowest and the highest if there are several."""
+    if row["seeds"] == 1:
+        return f"{row['accuracy']:.1%}"
+    return f"{row['accuracy']:.1%} ({row['lowest']:.1%} to {row['highest']:.1%})"

@@ -116,7 +116,7 @@ class Recall(Task):
     pairs: int = 4
 
     name = "recall"
-    title = "four keys and their values hide in a row of filler. Which value had the last key?"
+    title = "keys and their values hide in a row of filler. Which value had the last key?"
     example = "· · K7 v2 · · · · K1* v9* · · K4 v4 · · · · · · K3 v5 · · · · K1* ?*"
     steps = 150
     keys = 16
@@ -195,7 +195,7 @@ class Passkey(Task):
     pairs: int = 5
 
     name = "passkey"
-    title = "a key of five tokens hides in a row of filler. What was it, token by token?"
+    title = "a key of several tokens hides in a row of filler. What was it, token by token?"
     example = "· · · · · #* 3* 9* 4* 1* 7* · · · · · · · · · · #* ?* ?* ?* ?* ?*"
     steps = 400
     whole_rows = True
