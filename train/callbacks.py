@@ -1,5 +1,6 @@
 """What happens beside the training steps: speed, progress, records, interruption, export."""
 
+import re
 import signal
 import sys
 import threading
@@ -16,21 +17,23 @@ from fox.checkpoints import write_tokenizer
 from fox.train.lm import FoxLM
 from fox.train.resume import commit, write_next
 
-# Dense 16-bit matrix products per second, from the makers' data sheets; the first name that the
-# device's name contains counts.
+# Dense 16-bit matrix products per second, summed in float32, from the makers' data sheets. The
+# first pattern that is found in the device's name counts.
 PEAK_FLOPS = {
-    "B200": 2250e12,
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L40": 181e12,
-    "L4": 121e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-    "V100": 125e12,
-    "T4": 65e12,
+    r"\bG?B200\b": 2250e12,
+    r"\bG?H200\b": 989e12,
+    r"\bH100 PCIe\b": 756e12,
+    r"\bH100 NVL\b": 835e12,
+    r"\bH100\b": 989e12,
+    r"\bA100\b": 312e12,
+    r"\bL40S\b": 362e12,
+    r"\bL40\b": 181e12,
+    r"\bL4\b": 121e12,
+    r"\bA10\b": 125e12,
+    r"\bRTX 4090$": 165e12,
+    r"\bRTX 3090$": 71e12,
+    r"\bV100\b": 125e12,
+    r"\bT4\b": 65e12,
 }
 
 
@@ -57,8 +60,7 @@ class Speed(Callback):
         half = "16" in str(trainer.precision)
         if self.peak_flops is None and half and trainer.strategy.root_device.type == "cuda":
             name = torch.cuda.get_device_name(trainer.strategy.root_device)
-            known = [peak for part, peak in PEAK_FLOPS.items() if part in name]
-            self.peak_flops = known[0] if known else None
+            self.peak_flops = known_peak(name)
         self.steps, self.since = 0, time.perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -207,6 +209,12 @@ class Export(Callback):
             pl_module.network.save_pretrained(folder)
             text = pl_module.data.tokenizer.to_str(pretty=True)
             write_tokenizer(text, pl_module.network.config, folder)
+
+
+def known_peak(name: str) -> float | None:
+    """Of a device by its name, at 16-bit precision; None if the table has none."""
+    found = (peak for pattern, peak in PEAK_FLOPS.items() if re.search(pattern, name))
+    return next(found, None)
 
 
 def _is_time_to_log(trainer: Trainer) -> bool:

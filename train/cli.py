@@ -38,13 +38,15 @@ from fox.train.resume import (
     tell,
 )
 from fox.train.start import start_arguments
+from fox.train.watch import Gates, GradientNorms, LossByPosition
 
 FRONT_PAGE = """\
 fox-train: pretrain FoX and Transformer language models
 
   fox-train fit --config preset:demo                     the demo: minutes on a CPU, no download
   fox-train fit --config my.yaml --data.files 'corpus/*.txt'
-  fox-train fit --config my.yaml --ckpt_path last        go on after Ctrl-C or a crash
+  fox-train fit --config my.yaml                         again: goes on after Ctrl-C or a crash
+  fox-train fit --config my.yaml --trainer.max_steps 9000 --ckpt_path last    makes it longer
   fox-train validate --ckpt_path runs/demo/checkpoints/last.ckpt
   fox-train fit --config my.yaml --print_config          every setting of the run
 
@@ -59,6 +61,9 @@ Usual settings (in the YAML file, or on the command line, which wins):
   --data.seq_len T                       tokens of a row
   --data.batch_size B                    rows of a step
   --checkpoint.every_n_steps N
+  --gates.every_n_steps N                how often half-lives and pruning are looked at
+  --speed.peak_flops F                   of a device, for mfu, where it is not known by name
+  --trainer.logger WandbLogger           besides metrics.csv, in TensorBoard's place
 
 All settings, some hundred lines: fox-train fit --help
 """
@@ -111,9 +116,10 @@ class FoxCLI(LightningCLI):
         return super().init_parser(allow_abbrev=False, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """One vocabulary size for data and model; checkpoints and speed."""
+        """One vocabulary size for data and model; checkpoints and what is watched."""
         parser.link_arguments("data.vocab_size", "model.config.vocab_size")
         parser.add_lightning_class_args(Speed, "speed")
+        parser.add_lightning_class_args(Gates, "gates")
         parser.add_lightning_class_args(LastCheckpoint, "checkpoint")
         FoxParser.options = {*FoxParser.options, *parser._option_string_actions}
 
@@ -187,7 +193,8 @@ class FoxCLI(LightningCLI):
             self.save_config_callback, config.logger = None, False
             return super().instantiate_trainer(**kwargs)
         # Through the defaults they come after Speed, whose numbers they show.
-        callbacks = [StepProgress(), RunRecord(), Interruption(), Export()]
+        callbacks = [GradientNorms(), LossByPosition(), StepProgress(), RunRecord()]
+        callbacks += [Interruption(), Export()]
         self.trainer_defaults = self.trainer_defaults | {"callbacks": callbacks}
         self.config_init.fit.checkpoint.settings = self.settings
         config.plugins = [*_listed(config.plugins), WholeCheckpoints()]

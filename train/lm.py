@@ -212,13 +212,21 @@ class FoxLM(LightningModule):
         self.loss_sum = torch.zeros((), dtype=torch.float64)
         self.num_targets = torch.zeros((), dtype=torch.int64)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds the losses of the predicted tokens."""
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Adds the losses of the predicted tokens.
+
+        Returns:
+            token_losses: (B, T) as in training_step.
+        """
         batch = _aligned(batch)
+        losses = []
         for part in self._passes(batch):
             out = self.network(**part, shift_labels=False, reduction="sum", return_logits=False)
-            self.loss_sum += out.token_losses.double().sum().cpu()
+            losses.append(out.token_losses)
+        token_losses = torch.cat(losses)
+        self.loss_sum += token_losses.double().sum().cpu()
         self.num_targets += _num_targets(batch).cpu()
+        return {"token_losses": token_losses}
 
     def on_validation_epoch_end(self) -> None:
         """Logs the mean over tokens, exactly, and what follows from it."""
