@@ -13,16 +13,20 @@ from typing import NoReturn
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from rich.console import Console
 
+from fox.eval.harness import harness
 from fox.eval.needle import needle
 from fox.eval.per_token_loss import per_token_loss
 from fox.eval.recall import recall
+from fox.eval.ruler import ruler
 from fox.eval.samples import samples
 from fox.eval.summary import summary
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "per-token-loss": per_token_loss,
     "needle": needle,
+    "ruler": ruler,
     "recall": recall,
+    "harness": harness,
     "samples": samples,
     "summary": summary,
 }
@@ -30,7 +34,8 @@ DESCRIPTION = """Evaluate language models: our folders, .ckpt files of fox-train
 checkpoints, and any causal model that transformers can load, all by the same code.
 
   fox-eval per-token-loss --model runs/demo/model --output runs/demo
-  fox-eval needle --model runs/demo/model --output runs/demo --lengths 256 512
+  fox-eval needle --model runs/demo/model --output runs/demo --modes assignment
+  fox-eval ruler --model runs/demo/model my-llama --output runs/demo --samples 50
   fox-eval recall --output runs/demo
 """
 

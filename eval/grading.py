@@ -24,6 +24,8 @@ from fox.eval.text import batches_of
 SHARES = ("chosen", "match", "word_recall", "exact", "probability")
 MEASURES = (*SHARES, "log_prob")
 
+PAPERS_TRAINING_LENGTH = 16_384
+
 Row = dict[str, Any]
 
 
@@ -68,6 +70,12 @@ def subjects(
         haystack = Haystack(model.tokenizer, documents, model.bos)
         found.append(Subject(name, model, haystack, riddles_of(haystack)))
     return found
+
+
+def longest_training(tested: Sequence[Subject]) -> int:
+    """Tokens of the longest training rows; those of the paper's models if none are known."""
+    known = [subject.model.training_length for subject in tested]
+    return max((length for length in known if length), default=PAPERS_TRAINING_LENGTH)
 
 
 def ask(subject: Subject, keys: Sequence[Key], store: Store, new_tokens: int) -> list[Row]:

@@ -13,7 +13,7 @@ CELL_WIDTH, CELL_HEIGHT = 0.56, 0.36  # inches
 class Panel(NamedTuple):
     """One heat map; see `heat_map` for shares, rows, columns and training_length.
 
-    `total` says that the last row stands apart: a control, or a mean.
+    `apart` of the last rows are a control, or a mean, and no part of the grid.
     """
 
     title: str
@@ -21,7 +21,7 @@ class Panel(NamedTuple):
     rows: list[str]
     columns: list[int]
     training_length: int | None
-    total: bool
+    apart: int
 
 
 def depth_panel(
@@ -42,7 +42,7 @@ def depth_panel(
                 for length in columns
             ]
         )
-    return Panel(title, shares, rows, columns, training_length, control)
+    return Panel(title, shares, rows, columns, training_length, int(control))
 
 
 def draw_panels(
@@ -51,7 +51,7 @@ def draw_panels(
     """Save a table of panels, all of one form.
 
     Args:
-        panels: a row per model.
+        panels: rows of them; the last may be shorter.
         title: over everything.
         ylabel: what the rows of a panel are.
         note: what the shares are, under everything.
@@ -66,11 +66,14 @@ def draw_panels(
     figure.supxlabel(note, fontsize=8.5, color=FAINT)
     grid = figure.subplots(len(panels), len(panels[0]), squeeze=False)
     for line, axes_line in zip(panels, grid, strict=True):
-        for panel, axes in zip(line, axes_line, strict=True):
+        for axes in axes_line[len(line) :]:
+            axes.axis("off")
+        for panel, axes in zip(line, axes_line, strict=False):
             heat_map(axes, panel.shares, panel.rows, panel.columns, panel.training_length)
-            if panel.total:
-                axes.axhline(len(panel.rows) - 1.5, color="white", linewidth=9)
+            if panel.apart:
+                axes.axhline(len(panel.rows) - panel.apart - 0.5, color="white", linewidth=9)
             axes.set_title(panel.title, loc="left", pad=20, fontsize=11, color=INK)
-            axes.set_xlabel("length of the prompt (tokens)", color=INK)
+            trained = f", trained on {panel.training_length:,}" if panel.training_length else ""
+            axes.set_xlabel(f"length of the prompt (tokens){trained}", color=INK)
         axes_line[0].set_ylabel(ylabel, color=INK)
     save_figure(figure, path)

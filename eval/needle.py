@@ -20,7 +20,16 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from fox.eval.grading import Row, Subject, ask, mean_of, subjects, summarize
+from fox.eval.grading import (
+    PAPERS_TRAINING_LENGTH,
+    Row,
+    Subject,
+    ask,
+    longest_training,
+    mean_of,
+    subjects,
+    summarize,
+)
 from fox.eval.haystack import PROTOCOL, Key
 from fox.eval.heat_maps import depth_panel, draw_panels
 from fox.eval.riddles import CANDIDATES, CUE, NEEDLE, QUESTION, Assignment, Statement
@@ -29,7 +38,7 @@ from fox.eval.text import Split, documents_of
 from fox.files import write_csv, write_json
 
 # The grid of the FoX paper, whose models were trained on rows of 16,384 tokens.
-SHORTEST, LONGEST, NUM_LENGTHS, TRAINING_LENGTH = 1000, 32_000, 11, 16_384
+SHORTEST, LONGEST, NUM_LENGTHS = 1000, 32_000, 11
 DEPTHS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 MEANINGS = {
     "match": "found",
@@ -142,15 +151,15 @@ def scaled_lengths(tested: Sequence[Subject], modes: Sequence[str]) -> tuple[int
 
     No prompt is shorter than twice what is no text in it.
     """
-    known = [subject.model.training_length for subject in tested]
-    scale = max((length for length in known if length), default=TRAINING_LENGTH) / TRAINING_LENGTH
+    training = longest_training(tested)
+    scale = training / PAPERS_TRAINING_LENGTH
     fixed = max(subject.fixed_tokens(modes) for subject in tested)
     first, last = max(SHORTEST * scale, 2 * fixed), LONGEST * scale
     if first >= last:
         raise ValueError(
-            f"expected a training length of more than {round(first / LONGEST * TRAINING_LENGTH)} "
-            f"tokens, since needle and question take {fixed}, but the models were trained on "
-            f"{round(TRAINING_LENGTH * scale)}: give --lengths, or --modes assignment"
+            f"expected a training length of {2 * fixed * PAPERS_TRAINING_LENGTH // LONGEST + 1} "
+            f"tokens or more, since needle and question take {fixed}, but the models were trained "
+            f"on {training}: give --lengths, or --modes assignment"
         )
     step = (last - first) / (NUM_LENGTHS - 1)
     return tuple(round(first + step * number) for number in range(NUM_LENGTHS))

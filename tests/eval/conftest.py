@@ -1,11 +1,13 @@
 """A small corpus, a tokenizer trained on it, and a tiny random model with that tokenizer."""
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
 
 from fox.config import FoxConfig
 from fox.corpus import Document
@@ -105,3 +107,39 @@ def llama(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer) -> str
         LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
     return str(folder)
+
+
+class Fake:
+    """A model without a network; predict: ids -> (V,) log probabilities of the next token."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        predict: Callable[[list[int]], Tensor],
+        training_length: int | None = None,
+    ) -> None:
+        self.tokenizer, self.predict, self.training_length = tokenizer, predict, training_length
+
+    def next_token_log_probs(self, ids: Tensor) -> Tensor:
+        return torch.stack([self.predict(row) for row in ids.tolist()])
+
+    def answer_log_probs(self, ids: Tensor, answer_tokens: int) -> tuple[Tensor, Tensor]:
+        starts = range(ids.shape[1] - answer_tokens, ids.shape[1])
+        log_probs = torch.stack(
+            [self.next_token_log_probs(ids[:, :start]) for start in starts], dim=1
+        )  # (B, n, V)
+        answer = ids[:, -answer_tokens:]
+        chosen = log_probs.gather(-1, answer.unsqueeze(-1)).squeeze(-1)
+        return chosen, log_probs.argmax(-1) == answer
+
+    def generate(self, ids: list[int], max_new_tokens: int) -> list[int]:
+        text = list(ids)
+        for _ in range(max_new_tokens):
+            text.append(int(self.predict(text).argmax()))
+        return text[len(ids) :]
+
+
+@pytest.fixture(scope="session")
+def fake_model(tokenizer: Tokenizer) -> Callable[..., Fake]:
+    """(predict, training length) -> a model that predicts so."""
+    return lambda predict, training_length=None: Fake(tokenizer, predict, training_length)

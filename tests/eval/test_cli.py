@@ -94,6 +94,27 @@ def test_a_needle_of_ones_own_is_asked_of_any_model(
     assert (tmp_path / "needle_probability.png").stat().st_size > 10_000
 
 
+def test_ruler_fills_its_table_and_goes_on_where_it_stopped(
+    checkpoint: str, llama: str, corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = ["--files", corpus, "--split", "all", "--lengths", "400", "500", "--new_tokens", "2"]
+    call = ["ruler", "--model", checkpoint, llama, "--output", str(tmp_path), *text]
+    main([*call, "--tasks", "single-1", "--samples", "1"])
+    first = (tmp_path / "ruler.jsonl").read_text()
+    main([*call, "--tasks", "single-1", "multivalue", "--samples", "2"])
+    assert "multivalue" in capsys.readouterr().out
+    second = (tmp_path / "ruler.jsonl").read_text()
+    assert second.startswith(first)
+    assert (len(first.splitlines()), len(second.splitlines())) == (2 * 2 * 2, 2 * 2 * 2 * 2 * 2)
+    for model in read_json(tmp_path / "ruler.json")["models"]:
+        assert [cell["length"] for cell in model["tasks"]["multivalue"]["cells"]] == [400, 500]
+        depths = [cell["depth"] for cell in model["tasks"]["single-1"]["depth_cells"]]
+        assert depths == [0.0, 0.25, 0.0, 0.25]
+    assert len((tmp_path / "ruler.csv").read_text().splitlines()) == 1 + 2 * 2 * 2
+    for name in ("ruler", "ruler_probability", "ruler_depths"):
+        assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+
+
 def test_samples_are_printed_and_written(
     checkpoint: str, corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -154,6 +175,28 @@ def test_a_mistake_on_the_command_line_is_one_line(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert message in error_of(arguments, capsys)
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "message"),
+    [
+        ("ruler", ["--samples", "0"], "task, length and sample, but got 9, 5 and 0"),
+        ("ruler", ["--lengths", "99"], "longer than needles and questions"),
+        ("needle", ["--seeds", "0"], "mode, length, depth and seed, but got 2, 11, 11 and 0"),
+        ("needle", ["--lengths", "9999999"], "expected at least 9,999,999 tokens of text"),
+    ],
+)
+def test_prompts_that_cannot_be_made_are_one_line(
+    command: str,
+    options: list[str],
+    message: str,
+    checkpoint: str,
+    corpus: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    call = [command, "--model", checkpoint, "--output", str(tmp_path), "--files", corpus]
+    assert message in error_of([*call, *options], capsys)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from fox.eval.store import Store
 
 V = 500
 Predict = Callable[[list[int]], Tensor]  # ids -> (V,) log probabilities of the next token
+Subjects = Callable[..., Subject]
 
 
 def copying(ids: list[int]) -> Tensor:
@@ -39,62 +40,38 @@ def blind(ids: list[int]) -> Tensor:
     return torch.randn(V, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
 
 
-class Fake:
-    """As much of an EvalModel as the test asks for."""
-
-    def __init__(
-        self, tokenizer: Tokenizer, predict: Predict, training_length: int | None = None
-    ) -> None:
-        self.tokenizer, self.predict, self.training_length = tokenizer, predict, training_length
-
-    def next_token_log_probs(self, ids: Tensor) -> Tensor:
-        return torch.stack([self.predict(row) for row in ids.tolist()])
-
-    def answer_log_probs(self, ids: Tensor, answer_tokens: int) -> tuple[Tensor, Tensor]:
-        starts = range(ids.shape[1] - answer_tokens, ids.shape[1])
-        log_probs = torch.stack(
-            [self.next_token_log_probs(ids[:, :start]) for start in starts], dim=1
-        )  # (B, n, V)
-        answer = ids[:, -answer_tokens:]
-        chosen = log_probs.gather(-1, answer.unsqueeze(-1)).squeeze(-1)
-        return chosen, log_probs.argmax(-1) == answer
-
-    def generate(self, ids: list[int], max_new_tokens: int) -> list[int]:
-        text = list(ids)
-        for _ in range(max_new_tokens):
-            text.append(int(self.predict(text).argmax()))
-        return text[len(ids) :]
-
-
 @pytest.fixture(scope="module")
 def haystack(tokenizer: Tokenizer, documents: list[Document]) -> Haystack:
     return Haystack(tokenizer, documents)
 
 
-def subject(haystack: Haystack, predict: Predict, training_length: int | None = None) -> Subject:
+@pytest.fixture(scope="module")
+def subject(haystack: Haystack, fake_model: Callable[..., Any]) -> Subjects:
+    """(predict, training length) -> subject of the needle test."""
     riddles = {
         "standard": Statement(NEEDLE, QUESTION, CUE, easy=False),
         "easy": Statement(NEEDLE, QUESTION, CUE, easy=True),
         "assignment": Assignment(haystack),
     }
-    fake: Any = Fake(haystack.tokenizer, predict, training_length)
-    return Subject("fake", fake, haystack, riddles)
+    return lambda predict, training_length=None: Subject(
+        "fake", fake_model(predict, training_length), haystack, riddles
+    )
 
 
 def grade(
-    mode: Mode, predict: Predict, haystack: Haystack, path: Path, seeds: int
+    subject: Subjects, mode: Mode, predict: Predict, path: Path, seeds: int
 ) -> dict[str, float]:
     lengths = (64, 150) if mode == "assignment" else (500,)
     keys = grid_keys(mode, lengths, (0.0, 0.5, 1.0), seeds)
-    rows = ask(subject(haystack, predict), keys, Store(path, "run"), new_tokens=2)
+    rows = ask(subject(predict), keys, Store(path, "run"), new_tokens=2)
     return mean_of(summarize(rows, ("length", "depth")))
 
 
 @pytest.mark.parametrize("mode", ["standard", "easy", "assignment"])
 def test_a_model_that_copies_finds_every_needle(
-    mode: Mode, haystack: Haystack, tmp_path: Path
+    mode: Mode, subject: Subjects, tmp_path: Path
 ) -> None:
-    mean = grade(mode, copying, haystack, tmp_path / "a.jsonl", seeds=2)
+    mean = grade(subject, mode, copying, tmp_path / "a.jsonl", seeds=2)
     assert mean["exact"] == 1
     assert mean["control_exact"] == 0
     assert mean["gain"] > 10
@@ -105,9 +82,9 @@ def test_a_model_that_copies_finds_every_needle(
         assert mean["control_probability"] < 0.1
 
 
-def test_a_found_answer_is_in_the_continuation(haystack: Haystack, tmp_path: Path) -> None:
+def test_a_found_answer_is_in_the_continuation(subject: Subjects, tmp_path: Path) -> None:
     keys = grid_keys("easy", (500,), (0.5,), 1)
-    control, seen = ask(subject(haystack, copying), keys, Store(tmp_path / "a", "run"), 99)
+    control, seen = ask(subject(copying), keys, Store(tmp_path / "a", "run"), 99)
     assert "eat a sandwich and sit in Dolores Park on a sunny day" in seen["continuation"]
     assert seen["match"] == seen["word_recall"] == 1
     assert control["match"] == 0
@@ -115,7 +92,7 @@ def test_a_found_answer_is_in_the_continuation(haystack: Haystack, tmp_path: Pat
 
 
 def test_what_is_generated_counts_even_if_another_word_comes_first(
-    haystack: Haystack, tmp_path: Path
+    haystack: Haystack, subject: Subjects, tmp_path: Path
 ) -> None:
     said = haystack.ids(" just eat a sandwich, and SIT in Dolores\nPark on a sunny day!")
 
@@ -126,7 +103,7 @@ def test_what_is_generated_counts_even_if_another_word_comes_first(
         return log_probs
 
     keys = grid_keys("standard", (500,), (0.5,), 1)
-    _, seen = ask(subject(haystack, chatty), keys, Store(tmp_path / "a", "run"), len(said))
+    _, seen = ask(subject(chatty), keys, Store(tmp_path / "a", "run"), len(said))
     assert not seen["exact"]
     assert seen["match"] == 0  # the comma
     assert seen["word_recall"] == 1
@@ -137,17 +114,17 @@ def test_strings_are_found_whatever_their_case_and_white_space() -> None:
     assert word_recall(["sit in a park"], "A man sits in the parking lot") == 0.5
 
 
-def test_a_blind_model_scores_chance(haystack: Haystack, tmp_path: Path) -> None:
-    mean = grade("assignment", blind, haystack, tmp_path / "a.jsonl", seeds=100)
+def test_a_blind_model_scores_chance(subject: Subjects, tmp_path: Path) -> None:
+    mean = grade(subject, "assignment", blind, tmp_path / "a.jsonl", seeds=100)
     assert mean["chosen"] == pytest.approx(1 / 16, abs=0.03)
     assert mean["exact"] < 0.02
     assert abs(mean["gain"]) < 0.2
-    mean = grade("standard", blind, haystack, tmp_path / "b.jsonl", seeds=2)
+    mean = grade(subject, "standard", blind, tmp_path / "b.jsonl", seeds=2)
     assert mean["match"] == mean["exact"] == mean["gain"] == 0
 
 
 def test_a_second_sitting_asks_only_what_the_first_one_left(
-    haystack: Haystack, tmp_path: Path
+    subject: Subjects, tmp_path: Path
 ) -> None:
     asked: list[int] = []
 
@@ -159,22 +136,22 @@ def test_a_second_sitting_asks_only_what_the_first_one_left(
 
     path = tmp_path / "a.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        grade("assignment", counting, haystack, path, seeds=40)
+        grade(subject, "assignment", counting, path, seeds=40)
     done = len(Store(path, "run").rows)
     assert done > 0
     with path.open("a") as file:
         file.write('{"run": "run", "tas')  # torn by a crash
     asked[:] = [0] * -done
-    grade("assignment", lambda ids: asked.append(0) or copying(ids), haystack, path, seeds=40)
+    grade(subject, "assignment", lambda ids: asked.append(0) or copying(ids), path, seeds=40)
     assert len(asked) == 2 * 3 * 40 * 2 - done
     asked.clear()
-    grade("assignment", counting, haystack, path, seeds=40)
+    grade(subject, "assignment", counting, path, seeds=40)
     assert asked == []
 
 
-def test_cells_report_the_tokens_before_the_needle(haystack: Haystack, tmp_path: Path) -> None:
+def test_cells_report_the_tokens_before_the_needle(subject: Subjects, tmp_path: Path) -> None:
     keys = grid_keys("assignment", (300,), (0.0, 1.0), 2)
-    rows = ask(subject(haystack, blind), keys, Store(tmp_path / "a.jsonl", "run"), 0)
+    rows = ask(subject(blind), keys, Store(tmp_path / "a.jsonl", "run"), 0)
     first, last = summarize(rows, ("length", "depth"))
     assert first["mean_position"] == 0
     assert 270 < last["mean_position"] < 300
@@ -187,16 +164,16 @@ def test_a_statement_has_one_control_per_length_and_seed_and_a_name_one_per_dept
         assert len({key for key in keys if not key.planted}) == controls
 
 
-def test_default_lengths_are_the_papers_times_the_training_length(haystack: Haystack) -> None:
+def test_default_lengths_are_the_papers_times_the_training_length(subject: Subjects) -> None:
     papers = (1000, 4100, 7200, 10300, 13400, 16500, 19600, 22700, 25800, 28900, 32000)
     for training_lengths, scale in (((16_384, None), 1), ((None,), 1), ((128, 65_536), 4)):
-        tested = [subject(haystack, blind, length) for length in training_lengths]
+        tested = [subject(blind, length) for length in training_lengths]
         assert scaled_lengths(tested, ["easy"]) == tuple(scale * length for length in papers)
-    short = scaled_lengths([subject(haystack, blind, 1024)], ["easy"])
+    short = scaled_lengths([subject(blind, 1024)], ["easy"])
     assert short[0] == 2 * tested[0].fixed_tokens(["easy"]) > 62
     assert (len(short), short[-1]) == (11, 2000)
     with pytest.raises(ValueError, match=r"needle and question take \d+, but .* trained on 128: g"):
-        scaled_lengths([subject(haystack, blind, 128)], ["easy"])
+        scaled_lengths([subject(blind, 128)], ["easy"])
 
 
 @pytest.mark.parametrize(
