@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from lightning import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -18,11 +19,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from fox.config import FoxConfig
+from fox.kernels import ContextSplit
 from fox.kernels.checks import without_autocast
 from fox.loss import IGNORED
 from fox.model import FoxForCausalLM
 from fox.train.data import TextData
-from fox.train.optim import adamw, warmup_cosine
+from fox.train.optim import adamw, parameter_groups, renamed_state, warmup_cosine
 from fox.train.rows import Batch
 from fox.train.sharding import sharded
 from fox.train.start import start_weights
@@ -50,6 +52,8 @@ class FoxLM(LightningModule):
             the gradients: less memory for a quarter more time.
         compile_blocks: torch.compile every block.
         init_from: a checkpoint folder or file whose weights the run begins with; None draws them.
+        context_parallel: devices that share every row, each with a part of its tokens, for rows
+            that are too long for one; their number divides that of all devices.
     """
 
     net: FoxForCausalLM | None
@@ -65,6 +69,7 @@ class FoxLM(LightningModule):
         activation_checkpointing: bool = False,
         compile_blocks: bool = False,
         init_from: str | None = None,
+        context_parallel: int = 1,
     ) -> None:
         super().__init__()
         self.config = FoxConfig(**config) if isinstance(config, dict) else config
@@ -74,6 +79,8 @@ class FoxLM(LightningModule):
         self.activation_checkpointing = activation_checkpointing
         self.compile_blocks = compile_blocks
         self.init_from = init_from
+        self.context_parallel = context_parallel
+        self.context: ContextSplit | None = None
         # Plain values only: a checkpoint must load with weights_only=True.
         self.save_hyperparameters(
             {
@@ -91,10 +98,11 @@ class FoxLM(LightningModule):
         self.net = None
 
     def setup(self, stage: str) -> None:
-        """Refuses another kind of accumulation than ours.
+        """Refuses another kind of accumulation than ours; groups the devices that share rows.
 
         Raises:
-            ValueError: trainer.accumulate_grad_batches is not 1.
+            ValueError: trainer.accumulate_grad_batches is not 1, or devices or tokens cannot be
+                divided by context_parallel.
         """
         if self.trainer.accumulate_grad_batches != 1:
             raise ValueError(
@@ -102,6 +110,16 @@ class FoxLM(LightningModule):
                 f"{self.trainer.accumulate_grad_batches}: data.batch_size counts the rows of a "
                 "whole step, and model.micro_batch_tokens divides them into passes"
             )
+        W, devices, T = self.context_parallel, self.trainer.world_size, self.data.seq_len
+        if W < 1 or devices % W or (W > 1 and T % (2 * W)):
+            raise ValueError(
+                f"expected model.context_parallel to divide the number of devices, {devices}, and "
+                f"its double to divide data.seq_len, {T}, as each device takes two equal parts of "
+                f"a row, but got {W}"
+            )
+        if W > 1:
+            group, _ = dist.new_subgroups(W)
+            self.context = ContextSplit(group)
 
     def configure_model(self) -> None:
         """Builds the network; Lightning calls this before every fit, validate and test."""
@@ -171,26 +189,28 @@ class FoxLM(LightningModule):
 
         Returns:
             loss: the last pass's part, for Lightning's backward; the other passes had theirs.
-            token_losses: (B, T) float32, of this device's rows, 0 where nothing is predicted.
+            token_losses: (B, T) float32, of this device's rows, 0 where nothing is predicted;
+                devices that share rows have the same.
         """
-        batch = _aligned(batch)
+        batch = self._own(batch)
         num_targets = self._sum_over_devices(_num_targets(batch))
         # Gradients are averaged over devices: each gives its share of the mean times their number.
         scale = self.trainer.world_size / num_targets
         self._optimizer().zero_grad()
         losses, passes = [], self._passes(batch)
         for number, part in enumerate(passes, 1):
-            out = self.network(**part, shift_labels=False, reduction="sum", return_logits=False)
-            loss = out.loss * scale
-            losses.append(out.token_losses)
+            loss, token_losses = self._losses(part)
+            losses.append(token_losses)
+            loss = loss * scale
             if number < len(passes):
                 with without_autocast(self.device):
                     self.trainer.strategy.backward(loss, None)
         token_losses = torch.cat(losses)
-        self.log("train_loss", self._sum_over_devices(token_losses.sum()) / num_targets)
+        loss_sum = self._sum_over_devices(token_losses.sum())
+        self.log("train_loss", loss_sum / num_targets)
         self.log("learning_rate", self._optimizer().param_groups[0]["lr"])
         self.log("tokens", float((self.global_step + 1) * self.tokens_per_step))
-        return {"loss": loss, "token_losses": token_losses}
+        return {"loss": loss, "token_losses": self._whole_rows(token_losses)}
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Nothing: training_step does, before the first pass."""
@@ -218,15 +238,11 @@ class FoxLM(LightningModule):
         Returns:
             token_losses: (B, T) as in training_step.
         """
-        batch = _aligned(batch)
-        losses = []
-        for part in self._passes(batch):
-            out = self.network(**part, shift_labels=False, reduction="sum", return_logits=False)
-            losses.append(out.token_losses)
-        token_losses = torch.cat(losses)
+        batch = self._own(batch)
+        token_losses = torch.cat([self._losses(part)[1] for part in self._passes(batch)])
         self.loss_sum += token_losses.double().sum().cpu()
         self.num_targets += _num_targets(batch).cpu()
-        return {"token_losses": token_losses}
+        return {"token_losses": self._whole_rows(token_losses)}
 
     def on_validation_epoch_end(self) -> None:
         """Logs the mean over tokens, exactly, and what follows from it."""
@@ -241,11 +257,22 @@ class FoxLM(LightningModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Puts the tokenizer in: a checkpoint can be used without the run's folder."""
+        """Puts the tokenizer in, to need no run's folder, and names the optimiser's states.
+
+        Lightning numbers them in two ways, by strategy; by their names any strategy can go on.
+        """
         checkpoint["tokenizer"] = self.data.tokenizer.to_str()
+        if not self.trainer.is_global_zero:  # which alone writes
+            return
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            names = [name for name, _ in self.named_parameters()]
+        else:
+            names = self._optimized()
+        states = checkpoint["optimizer_states"]
+        checkpoint["optimizer_states"] = [renamed_state(x, dict(enumerate(names))) for x in states]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuses a checkpoint of another network or another tokenizer.
+        """Refuses a checkpoint of another network or tokenizer; numbers the optimiser's states.
 
         Raises:
             ValueError: naming what differs.
@@ -258,11 +285,37 @@ class FoxLM(LightningModule):
                     f"expected the checkpoint's model.config.{field.name} = {expected}, "
                     f"but got {got}: a resumed run keeps its network"
                 )
-        if self._trainer is not None and checkpoint["tokenizer"] != self.data.tokenizer.to_str():
+        if self._trainer is None:
+            return
+        if checkpoint["tokenizer"] != self.data.tokenizer.to_str():
             raise ValueError(
                 "expected the tokenizer that the checkpoint was trained with, but the data has "
                 "another one: pass --data.tokenizer, the tokenizer.json of the checkpoint's run"
             )
+        if not isinstance(self.trainer.strategy, ModelParallelStrategy):  # which knows the names
+            numbers = {name: number for number, name in enumerate(self._optimized())}
+            states = checkpoint["optimizer_states"]
+            checkpoint["optimizer_states"] = [renamed_state(x, numbers) for x in states]
+
+    def _optimized(self) -> list[str]:
+        """The names of the parameters in the order of the optimiser's groups."""
+        names = {id(parameter): name for name, parameter in self.named_parameters()}
+        groups = parameter_groups(self.network, self.weight_decay)
+        return [names[id(parameter)] for group in groups for parameter in group["params"]]
+
+    def _own(self, batch: Batch) -> Batch:
+        """This device's tokens, with labels that belong to the position which predicts them."""
+        batch = batch | {"labels": F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)}
+        if self.context is None:
+            return batch
+        return {name: self.context.part(x) for name, x in batch.items()}
+
+    def _losses(self, part: Batch) -> tuple[Tensor, Tensor]:
+        """The sum of the losses of one pass, and what it sums, (B, T) without gradient."""
+        out = self.network(
+            **part, context=self.context, shift_labels=False, reduction="sum", return_logits=False
+        )
+        return out.loss, out.token_losses
 
     def _passes(self, batch: Batch) -> list[Batch]:
         """The rows in groups of at most micro_batch_tokens."""
@@ -270,6 +323,9 @@ class FoxLM(LightningModule):
         size = rows if self.micro_batch_tokens is None else max(1, self.micro_batch_tokens // T)
         groups = zip(*(tensor.split(size) for tensor in batch.values()), strict=True)
         return [dict(zip(batch, group, strict=True)) for group in groups]
+
+    def _whole_rows(self, x: Tensor) -> Tensor:
+        return x if self.context is None else self.context.whole(x)
 
     def _sum_over_devices(self, tensor: Tensor) -> Tensor:
         if self.trainer.world_size == 1:
@@ -280,11 +336,6 @@ class FoxLM(LightningModule):
         optimizer = self.optimizers()
         assert isinstance(optimizer, Optimizer)
         return optimizer
-
-
-def _aligned(batch: Batch) -> Batch:
-    """With labels that belong to the position which predicts them."""
-    return batch | {"labels": F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)}
 
 
 def _num_targets(aligned: Batch) -> Tensor:

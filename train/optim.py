@@ -1,6 +1,8 @@
 """AdamW with the paper's parameter groups, and its learning rate by tokens."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 from torch.optim import AdamW
@@ -8,7 +10,7 @@ from torch.optim import AdamW
 from fox.layers import HeadRMSNorm, RMSNorm
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Decayed: linear weights and the embedding. Not decayed: norm scales, gate biases.
 
     Args:
@@ -45,6 +47,18 @@ def adamw(model: nn.Module, learning_rate: float, weight_decay: float) -> AdamW:
     groups = parameter_groups(model, weight_decay)
     # The fused update is one pass over the parameters: 3 times the speed on a CPU.
     return AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), eps=1e-8, fused=True)
+
+
+def renamed_state(state: dict[str, Any], names: Mapping[Any, Any]) -> dict[str, Any]:
+    """An optimiser's state dict with other names, or numbers, for the parameters."""
+    groups = [
+        group | {"params": [names[name] for name in group["params"]]}
+        for group in state["param_groups"]
+    ]
+    return {
+        "state": {names[name]: value for name, value in state["state"].items()},
+        "param_groups": groups,
+    }
 
 
 def warmup_cosine(tokens: int, warmup_tokens: int, total_tokens: int, floor: float) -> float:

@@ -3,8 +3,12 @@
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    set_model_state_dict,
+)
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from fox.config import FoxConfig
 from fox.model import FoxForCausalLM
@@ -38,3 +42,20 @@ def sharded(config: FoxConfig, device: torch.device) -> FoxForCausalLM:
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_model_state_dict(net, weights, options=options)
     return net
+
+
+def gathered(net: FoxForCausalLM) -> FoxForCausalLM:
+    """The network with all its weights on process 0's CPU; itself where nothing is divided.
+
+    Every process must call this; the others get a network without numbers (on the meta device).
+    """
+    if not isinstance(net, FSDPModule):
+        return net
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights = get_model_state_dict(net, options=options)
+    with torch.device("meta"):
+        whole = FoxForCausalLM(net.config)
+    if dist.get_rank() == 0:
+        whole.load_state_dict(weights, assign=True)
+        whole.tie_weights()
+    return whole
