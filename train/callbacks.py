@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fox.checkpoints import write_tokenizer
 from fox.train.lm import FoxLM
 from fox.train.resume import commit, write_next
+from fox.train.sharding import gathered
 
 # Dense 16-bit matrix products per second, summed in float32, from the makers' data sheets. The
 # first pattern that is found in the device's name counts.
@@ -204,11 +205,12 @@ class Export(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes config.json, model.safetensors, tokenizer.json and tokenizer_config.json."""
         assert isinstance(pl_module, FoxLM)
+        network = gathered(pl_module.network)  # which needs every process
         if trainer.is_global_zero:
             folder = Path(trainer.default_root_dir) / "model"
-            pl_module.network.save_pretrained(folder)
+            network.save_pretrained(folder)
             text = pl_module.data.tokenizer.to_str(pretty=True)
-            write_tokenizer(text, pl_module.network.config, folder)
+            write_tokenizer(text, network.config, folder)
 
 
 def known_peak(name: str) -> float | None:
