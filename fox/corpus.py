@@ -248,6 +248,12 @@ def _from_rows(source: str, rows: Iterable[dict[str, Any]], text_field: str) -> 
                 f"expected text in field {text_field!r} of {source}, row {number}, "
                 f"but got {type(text).__name__}"
             )
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # JSON can spell half a character
+            raise ValueError(
+                f"expected text in field {text_field!r} of {source}, row {number}, but {error}"
+            ) from None
         yield Document(f"{source}:{number}", text)
 
 

@@ -163,20 +163,17 @@ def _tokenizer(
 ) -> tuple[Tokenizer, str]:
     """Puts tokenizer.json into the folder, where an interrupted call may have done so."""
     path = folder / "tokenizer.json"
-    if trained and path.is_file():
-        tokenizer = Tokenizer.from_file(str(path))
-        return tokenizer, read_tokenizer(encoding.tokenizer)[
-            1
-        ] if encoding.tokenizer else END_OF_TEXT
+    end = END_OF_TEXT
     if encoding.tokenizer:
         tokenizer, end = read_tokenizer(encoding.tokenizer)
+    elif trained and path.is_file():
+        tokenizer = Tokenizer.from_file(str(path))
     else:
         assert encoding.vocab_size is not None, "a tokenizer or the size of one is needed"
         started = time.perf_counter()
         documents = divide(corpus.documents, encoding.held_out_one_in)
         texts = (document.text for document, held_out in documents if not held_out)
         tokenizer = train_tokenizer(_limited(texts, TOKENIZER_CHARACTERS), encoding.vocab_size)
-        end = END_OF_TEXT
         seconds = time.perf_counter() - started
         print(f"tokenizer: {num_entries(tokenizer)} entries ({seconds:.1f} s)", flush=True)
     with whole_file(path) as scratch:
@@ -221,8 +218,8 @@ class Meter:
         self.bar.update(self.task, description=line, completed=max(shares, default=0))
         if not self.live and now - self.told >= SECONDS_BETWEEN_LINES:
             done = min(1.0, max(shares, default=0))
-            left = (
-                f", {done:.0%}, {(now - self.started) * (1 / done - 1):.0f} s left" if done else ""
-            )
+            left = ""
+            if done >= 0.01:
+                left = f", {done:.0%}, {(now - self.started) * (1 / done - 1):.0f} s left"
             print(f"encoding: {line}{left}", flush=True)
             self.told = now

@@ -122,7 +122,7 @@ class ShardWriter:
         """What the shard is a function of."""
         digest = hashlib.sha256(self.basis)
         for document, held_out in group:
-            data = _utf8(document)
+            data = document.text.encode()
             digest.update(f"{len(data)} {held_out} ".encode())
             digest.update(data)
         return digest.hexdigest()
@@ -141,7 +141,7 @@ class ShardWriter:
     def _pieces(self, document: Document, held_out: bool) -> Iterator[_Piece]:
         texts = pieces_of(document.text, self.cut)
         yield from (_Piece(text, held_out, None) for text in texts[:-1])
-        yield _Piece(texts[-1], held_out, len(_utf8(document)))
+        yield _Piece(texts[-1], held_out, len(document.text.encode()))
 
     def _encoded(self, jobs: Iterator[_Job], num_workers: int) -> Generator[Encoded, None, None]:
         """The jobs in their order, with the ids of their pieces."""
@@ -153,11 +153,13 @@ class ShardWriter:
             num_workers, multiprocessing.get_context("spawn"), initializer=_be_a_worker
         )
         tokenizer = self.folder / "tokenizer.json"
+        none: Future[list[np.ndarray]] = Future()
+        none.set_result([])
         waiting: deque[tuple[_Job, Future[list[np.ndarray]]]] = deque()
         try:
             for job in jobs:
                 texts = [piece.text for piece in job.pieces]
-                waiting.append((job, pool.submit(_encode, tokenizer, texts)))
+                waiting.append((job, pool.submit(_encode, tokenizer, texts) if texts else none))
                 if len(waiting) > 2 * num_workers:
                     done, ids = waiting.popleft()
                     yield done, ids.result()
@@ -287,13 +289,6 @@ def _groups(documents: Divided, characters: int) -> Iterator[list[tuple[Document
             group, size = [], 0
     if group:
         yield group
-
-
-def _utf8(document: Document) -> bytes:
-    try:
-        return document.text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"expected text in {document.name}, but {error}") from None
 
 
 def _be_a_worker() -> None:

@@ -154,6 +154,8 @@ def test_a_broken_file_is_named(tmp_path):
         texts(f"{tmp_path}/b.jsonl")
     with pytest.raises(ValueError, match=r"text in field 'text' of c.jsonl, row 0, but got int"):
         texts(write_jsonl(tmp_path / "c.jsonl", {"text": 7}))
+    with pytest.raises(ValueError, match=r"of c.jsonl, row 0, but .* surrogates not allowed"):
+        texts(write_jsonl(tmp_path / "c.jsonl", {"text": "\ud83d"}))
     (tmp_path / "d.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError, match=r"UTF-8 text in .*d.txt"):
         texts(f"{tmp_path}/d.txt")
