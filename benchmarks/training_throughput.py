@@ -1,13 +1,20 @@
-"""What does FoX (Pro) cost in training, against a Transformer (LLaMA) of equal size?
+"""What does FoX cost in training on this machine, against transformers' Llama of equal size?
 
-Both models train in the same trainer on the same batches (Lightning, FoxLM, TextData), a few steps
-each in turn, so that a busy machine slows both; the ratio is taken within each round.
+All models have the same number of parameters within 1 % and train in the same trainer on the same
+batches with the same optimiser (Lightning, FoxLM, TextData, AdamW), a few steps each in turn, so
+that a busy machine slows all; ratios are taken within each round, and medians are over rounds.
+Rows are read as one text, without document starts, as a plain Transformer reads them.
 
-    python benchmarks/training_throughput.py --seq-lens 256 1024 --rounds 7
+FoX runs exactly, and with log_pruning_tolerance = -10. Then its speed depends on the gates:
+  initial  as FoxConfig starts them: every head forgets within a few tokens, nearly all is pruned
+  mixed    time constants from 2 to 8192 tokens, log-spaced over the heads: 2, 32, 512, 8192
+
+    python benchmarks/training_throughput.py --seq-lens 512 4096 --rounds 5
+
+A row length that the output file holds already, from the same machine and commit, is not repeated.
 """
 
 import argparse
-import json
 import logging
 import os
 import platform
@@ -20,43 +27,113 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from lightning import Callback, LightningModule, Trainer
-from torch import Tensor
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from fox import FoxConfig
+from fox.files import read_json, whole_file, write_json
+from fox.model import CausalLMOutput
 from fox.train.data import TextData
 from fox.train.lm import FoxLM
 from fox.train.rows import Batch
 
 RESULTS = Path(__file__).parent / "results"
 TOKENS_PER_STEP = 4096
-VOCAB_SIZE = 2048
-SIZE = {"vocab_size": VOCAB_SIZE, "hidden_size": 256, "num_hidden_layers": 4, "num_heads": 4}
+LEARNING_RATE = 1e-4  # so low that gates stay what they are
+SIZE = {"vocab_size": 2048, "hidden_size": 256, "num_hidden_layers": 4, "num_heads": 4}
 PRO = {
     "use_k_shift": True,
     "use_v_shift": True,
     "qk_norm": True,
     "use_output_norm": True,
     "use_output_gate": True,
+    # The output gate's matrix is paid for by the MLP: 5 C^2 + 3 C F = 4 C^2 + 3 C (F + C / 3).
+    "intermediate_size": 768,
 }
-# The output gate's matrix is paid for by the MLP: 5 C^2 + 3 C F = 4 C^2 + 3 C (F + C / 3).
-FOX = FoxConfig(**SIZE, **PRO, intermediate_size=768)
-TRANSFORMER = FoxConfig(**SIZE, fgate_type="none", use_rope=True, intermediate_size=856)
+LLAMA = {"intermediate_size": 856}
+PRUNED = {"log_pruning_tolerance": -10.0}
+MIXED = {"decay_time_min": 2.0, "decay_time_max": 8192.0}
+PEER = "transformers Llama"
+MODELS: dict[str, FoxConfig] = {
+    PEER: FoxConfig(**SIZE, **LLAMA, fgate_type="none", use_rope=True),
+    "Transformer (LLaMA)": FoxConfig(**SIZE, **LLAMA, fgate_type="none", use_rope=True),
+    "FoX (LLaMA)": FoxConfig(**SIZE, **LLAMA),
+    "FoX (LLaMA), pruned, mixed gates": FoxConfig(**SIZE, **LLAMA, **PRUNED, **MIXED),
+    "FoX (LLaMA), pruned, initial gates": FoxConfig(**SIZE, **LLAMA, **PRUNED),
+    "FoX (Pro)": FoxConfig(**SIZE, **PRO),
+    "FoX (Pro), pruned, mixed gates": FoxConfig(**SIZE, **PRO, **PRUNED, **MIXED),
+    "FoX (Pro), pruned, initial gates": FoxConfig(**SIZE, **PRO, **PRUNED),
+}
 
 
 class UnmarkedLM(FoxLM):
     """Reads packed documents as one text, which lets a Transformer use plain causal attention."""
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Without document starts."""
-        return super().training_step(batch | {"document_starts": None}, batch_idx)
+        kept = {name: value for name, value in batch.items() if name != "document_starts"}
+        return super().training_step(kept, batch_idx)
 
 
-MODELS: dict[str, tuple[type[FoxLM], FoxConfig]] = {
-    "FoX (Pro)": (FoxLM, FOX),
-    "Transformer (LLaMA)": (UnmarkedLM, TRANSFORMER),
-    "Transformer (LLaMA), document starts": (FoxLM, TRANSFORMER),
-}
+class Llama(nn.Module):
+    """transformers' Llama with the sum of its losses, as transformers computes them."""
+
+    def __init__(self, config: FoxConfig) -> None:
+        super().__init__()
+        self.llama = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=config.vocab_size,
+                hidden_size=config.hidden_size,
+                intermediate_size=config.mlp_dim,
+                num_hidden_layers=config.num_hidden_layers,
+                num_attention_heads=config.num_heads,
+                rope_parameters={"rope_type": "default", "rope_theta": config.rope_base},
+            )
+        )
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        shift_labels: bool,
+        reduction: str,
+        return_logits: bool,
+    ) -> CausalLMOutput:
+        """What FoxForCausalLM returns for the options that FoxLM passes."""
+        assert (shift_labels, reduction, return_logits) == (False, "sum", False)
+        logits = self.llama(input_ids, use_cache=False).logits.float()
+        losses = F.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none"
+        )
+        return CausalLMOutput(None, losses.sum(), token_losses=losses.detach().view(labels.shape))
+
+
+class LlamaLM(UnmarkedLM):
+    """The peer in our trainer."""
+
+    def configure_model(self) -> None:
+        """Builds it."""
+        if self.net is None:
+            self.net = Llama(self.config)  # type: ignore[assignment]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """FoxLM's AdamW; its parameter groups know only our norms."""
+        weights = list(self.network.parameters())
+        groups = [
+            {"params": [w for w in weights if w.dim() > 1], "weight_decay": self.weight_decay},
+            {"params": [w for w in weights if w.dim() == 1], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(
+            groups, lr=self.learning_rate, betas=(0.9, 0.95), eps=1e-8, fused=True
+        )
+
+
+def new_model(name: str) -> FoxLM:
+    kind = LlamaLM if name == PEER else UnmarkedLM
+    return kind(MODELS[name], LEARNING_RATE, warmup_tokens=TOKENS_PER_STEP)
 
 
 class StepTimes(Callback):
@@ -92,37 +169,36 @@ def tokens_per_second(name: str, data: TextData, steps: int) -> float:
         use_distributed_sampler=False,
         precision="bf16-mixed" if torch.cuda.is_available() else "32-true",
     )
-    kind, config = MODELS[name]
-    trainer.fit(kind(config, warmup_tokens=10 * TOKENS_PER_STEP), datamodule=data)
+    trainer.fit(new_model(name), datamodule=data)
     return TOKENS_PER_STEP / times.seconds()
 
 
 def compare(seq_len: int, folder: str, rounds: int, steps: int) -> dict[str, Any]:
-    """All models in turn; medians over the rounds, and FoX's speed over each other's."""
-    batch_size = TOKENS_PER_STEP // seq_len
-    data = TextData(VOCAB_SIZE, seq_len, batch_size, folder=folder)
+    """All models in turn; medians over the rounds, and their speed over the peer's."""
+    batch_size = max(1, TOKENS_PER_STEP // seq_len)
+    data = TextData(SIZE["vocab_size"], seq_len, batch_size, folder=folder)
     speeds: dict[str, list[float]] = {name: [] for name in MODELS}
     for number in range(rounds):
         for name in list(MODELS) if number % 2 else reversed(MODELS):
             speeds[name].append(tokens_per_second(name, data, steps))
-    fox, *others = MODELS
-    ratios = {
-        name: [a / b for a, b in zip(speeds[fox], speeds[name], strict=True)] for name in others
-    }
-    for name, values in ratios.items():
+        print(f"{seq_len} tokens: round {number + 1} of {rounds}", flush=True)
+    rows = []
+    for name, speed in speeds.items():
+        ratios = [a / b for a, b in zip(speed, speeds[PEER], strict=True)]
+        rows.append(
+            {
+                "model": name,
+                "tokens_per_second": statistics.median(speed),
+                "over_peer": statistics.median(ratios),
+                "over_peer_of_rounds": ratios,
+            }
+        )
         print(
-            f"{seq_len} tokens: {fox} {statistics.median(speeds[fox]):.0f} tokens/s, {name} "
-            f"{statistics.median(speeds[name]):.0f}, ratio {statistics.median(values):.3f} "
-            f"({min(values):.3f} to {max(values):.3f})",
+            f"{seq_len} tokens: {name}: {statistics.median(speed):.0f} tokens/s, "
+            f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})",
             flush=True,
         )
-    return {
-        "seq_len": seq_len,
-        "batch_size": batch_size,
-        "tokens_per_second": {name: statistics.median(speed) for name, speed in speeds.items()},
-        "ratio_of_fox": {name: statistics.median(values) for name, values in ratios.items()},
-        "ratios_of_rounds": ratios,
-    }
+    return {"seq_len": seq_len, "batch_size": batch_size, "rounds": rounds, "rows": rows}
 
 
 def machine() -> dict[str, str | int]:
@@ -151,53 +227,69 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def parameters() -> dict[str, int]:
+    """How many each model has."""
+    counts = {}
+    for name in MODELS:
+        model = new_model(name)
+        model.configure_model()
+        counts[name] = sum(parameter.numel() for parameter in model.parameters())
+    assert max(counts.values()) <= 1.01 * min(counts.values())
+    return counts
+
+
 def plot(results: list[dict[str, Any]], path: Path) -> None:
-    """Tokens per second by row length, and FoX's speed over the others' above their bars."""
+    """A panel per row length: each model's speed over the peer's, beside it its tokens/s."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(6, 3.5), layout="constrained")
-    for i, name in enumerate(MODELS):
-        places = [x + (i - 1) * 0.27 for x in range(len(results))]
-        heights = [result["tokens_per_second"][name] for result in results]
-        axes.bar(places, heights, width=0.25, label=name)
-        for place, height, result in zip(places, heights, results, strict=True):
-            if name in result["ratio_of_fox"]:
-                ratio = f"{result['ratio_of_fox'][name]:.2f}"
-                axes.text(place, height, ratio, ha="center", va="bottom")
-    axes.set_xticks(range(len(results)), [str(result["seq_len"]) for result in results])
-    axes.set_xlabel("tokens per row (4096 per step)")
-    axes.set_ylabel("training tokens per second")
-    axes.margins(y=0.15)
-    axes.set_title("FoX (Pro)'s speed over the Transformer's is above each bar", fontsize=10)
-    figure.legend(loc="outside lower center", ncols=len(MODELS), fontsize=8)
-    figure.savefig(path, dpi=150)
+    figure, panels = plt.subplots(
+        1,
+        len(results),
+        figsize=(2.6 + 3.2 * len(results), 3.6),
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    for axes, result in zip(panels[0], results, strict=True):
+        rows = result["rows"]
+        bars = axes.barh(
+            [row["model"] for row in rows],
+            [row["over_peer"] for row in rows],
+            color=["0.6" if "FoX" not in row["model"] else "C0" for row in rows],
+        )
+        told = [f"{row['over_peer']:.2f}  ({row['tokens_per_second']:,.0f}/s)" for row in rows]
+        axes.bar_label(bars, told, padding=3, fontsize=8)
+        axes.axvline(1, color="0.3", linewidth=0.8)
+        axes.margins(x=0.45)
+        axes.set_title(f"rows of {result['seq_len']:,} tokens", fontsize=10)
+    panels[0, 0].invert_yaxis()
+    figure.supxlabel("training speed over transformers' Llama's (tokens/s)", fontsize=9)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=150)
     plt.close(figure)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--seq-lens", type=int, nargs="+", default=[256, 1024])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seq-lens", type=int, nargs="+", default=[512, 4096])
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=RESULTS / "training_throughput.json")
     args = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
-    parameters = {}
-    for name, (kind, config) in MODELS.items():
-        model = kind(config)
-        model.configure_model()
-        parameters[name] = sum(parameter.numel() for parameter in model.parameters())
-    print(", ".join(f"{name}: {count:,} parameters" for name, count in parameters.items()))
+    report = {"machine": machine(), "parameters": parameters()}
+    known = read_json(args.output) if args.output.is_file() else {}
+    done = known["results"] if report.items() <= known.items() else []
     with tempfile.TemporaryDirectory() as folder:
-        results = [compare(n, folder, args.rounds, args.steps) for n in args.seq_lens]
-    RESULTS.mkdir(exist_ok=True)
-    report = {"machine": machine(), "parameters": parameters, "results": results}
-    path = RESULTS / "training_throughput.json"
-    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    plot(results, path.with_suffix(".png"))
+        for seq_len in args.seq_lens:
+            if all(result["seq_len"] != seq_len for result in done):
+                done = [*done, compare(seq_len, folder, args.rounds, args.steps)]
+                write_json(args.output, report | {"results": done})
+    plot(done, args.output.with_suffix(".png"))
 
 
 if __name__ == "__main__":

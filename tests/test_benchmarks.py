@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from fox import FoxForCausalLM
+
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "attention_gpu.py"
 WRONG = "wrong in the check"
 
@@ -148,3 +150,51 @@ def test_decoding_is_measured_beside_transformers(tmp_path):
     for row in rows.values():
         assert row["tokens_per_second"] > 0
         assert len(row["seconds_of_rounds"]) == 2
+
+
+@pytest.fixture(scope="module")
+def training():
+    pytest.importorskip("transformers")
+    spec = importlib.util.spec_from_file_location(
+        "training_throughput", SCRIPT.with_name("training_throughput.py")
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_training_is_measured_on_models_of_equal_size_and_loss(training, tmp_path):
+    sizes = training.parameters().values()
+    assert max(sizes) <= 1.01 * min(sizes)
+    llama = training.new_model(training.PEER)
+    llama.configure_model()
+    llama.net.llama.save_pretrained(tmp_path)
+    ours = FoxForCausalLM.from_pretrained(tmp_path)
+    ids = torch.randint(2048, (2, 40))
+    options = {"shift_labels": False, "reduction": "sum", "return_logits": False}
+    theirs = llama.net(input_ids=ids, labels=ids, **options)
+    expected = ours(input_ids=ids, labels=ids, **options)
+    torch.testing.assert_close(theirs.loss, expected.loss)
+    torch.testing.assert_close(theirs.token_losses, expected.token_losses)
+
+
+def test_row_lengths_that_were_measured_are_not_measured_again(training, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    output, measured = tmp_path / "training.json", []
+
+    def compare(seq_len, *_):
+        measured.append(seq_len)
+        row = {"model": training.PEER, "tokens_per_second": 9.0, "over_peer": 1.0}
+        return {"seq_len": seq_len, "rows": [row]}
+
+    monkeypatch.setattr(training, "compare", compare)
+    monkeypatch.setattr(training, "parameters", lambda: {training.PEER: 3})
+    for lengths in (["512"], ["512", "4096"]):
+        arguments = ["training", "--output", str(output), "--seq-lens", *lengths]
+        monkeypatch.setattr(sys, "argv", arguments)
+        training.main()
+    assert measured == [512, 4096]
+    assert output.with_suffix(".png").stat().st_size > 5_000
+    monkeypatch.setattr(training, "machine", lambda: {"commit": "another"})
+    training.main()
+    assert measured == [512, 4096, 512, 4096]

@@ -84,17 +84,17 @@ def test_a_folder_is_converted_with_a_line_per_tensor(transformer, tmp_path, cap
     assert f"{gates}.bias: (4,) bfloat16, added" in lines
     assert "model.norm.weight -> model.norm.weight: (32,) bfloat16, copied" in lines
     assert "tokenizer.json: copied" in lines
-    assert lines[-1] == "gates are open: time constants of 960 to 960 tokens"
+    assert lines[-1] == "gates are open: time constants of 240 to 240 tokens"
     fox, theirs = read_folder(tmp_path / "fox"), read_folder(tmp_path / "transformer")
     assert fox.lm_head.weight.dtype == torch.bfloat16
     assert abs(loss(fox.float()) - loss(theirs.float())) < 0.01 * loss(theirs)
 
-    times = ["--decay_time_min", "8", "--decay_time_max", "64"]
+    times = ["--decay_time_max", "64"]
     main([str(tmp_path / "transformer"), str(tmp_path / "bare"), "--rope", "drop", *times])
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2:] == [
         "rotary position embedding: dropped, it had no tensors",
-        "gates are open: time constants of 8 to 64 tokens",
+        "gates are open: time constants of 4 to 64 tokens",
     ]
     assert not read_folder(tmp_path / "bare").config.use_rope
 
@@ -111,7 +111,7 @@ def test_mistakes_are_said_in_one_line(tmp_path, capsys):
     config = read_folder(Path(source)).config.replace(max_position_embeddings=None)
     FoxForCausalLM(config).save_pretrained(tmp_path / "unknown")
     assert error(str(GOLDEN / "fox_pro"), target).startswith("expected a Transformer, but")
-    assert error(str(tmp_path / "unknown"), target).endswith("16 times that length")
+    assert error(str(tmp_path / "unknown"), target).endswith("such as 4 times that length")
     assert "0 < decay_time_min <= " in error(source, target, "--decay_time_min", "1e9")
     assert error(source, str(tmp_path)).startswith(f"{tmp_path} is not empty")
     assert error(source, target, "--rope", "maybe").endswith("see fox-warm-start --help")
