@@ -35,6 +35,7 @@ class EvalModel:
         training_length: tokens of a training row, None if not known.
         max_length: tokens that learned position embeddings reach; None where nothing ends.
         bos: id that begins a text; None where the tokenizer has no such special token.
+        bos: id that begins a text, None if there is none.
         eos: ids that end a text.
         network: the module, in eval mode.
         native: the same where it is ours, else None.
@@ -94,6 +95,32 @@ class EvalModel:
         answer = ids[:, -answer_tokens:].to(self.device)
         chosen = log_probs.gather(-1, answer.unsqueeze(-1)).squeeze(-1)
         return chosen.cpu(), (log_probs.argmax(-1) == answer).cpu()
+
+    @torch.no_grad()
+    def continuation_log_probs(
+        self, texts: Sequence[list[int]], lengths: Sequence[int]
+    ) -> list[tuple[float, bool]]:
+        """What the model thinks of the ends of texts of any lengths, all read at once.
+
+        Args:
+            texts: ids.
+            lengths: tokens of each text's end; fewer than the text has.
+
+        Returns:
+            for each text, log p(end | what stands before it) and whether no token of the end has a
+            likelier one.
+        """
+        longest = max(map(len, texts))
+        ids = torch.tensor([text + [0] * (longest - len(text)) for text in texts])
+        features = self._features(ids)  # what is padded on the right changes nothing before it
+        results = []
+        for row, text, length in zip(features, texts, lengths, strict=True):
+            ends = torch.tensor(text[-length:], device=self.device)
+            log_probs = self.head(row[len(text) - length - 1 : len(text) - 1]).float()
+            log_probs = log_probs.log_softmax(-1)  # (length, V)
+            total = log_probs.gather(-1, ends.unsqueeze(-1)).double().sum().item()
+            results.append((total, torch.equal(log_probs.argmax(-1), ends)))
+        return results
 
     @torch.no_grad()
     def generate(

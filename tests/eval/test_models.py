@@ -53,6 +53,20 @@ def test_an_answer_is_scored_given_all_before_it(loaded: EvalModel, ids: torch.T
     assert likeliest[1, -1]
 
 
+def test_ends_of_texts_of_many_lengths_are_scored_as_alone(
+    loaded: EvalModel, ids: torch.Tensor
+) -> None:
+    texts, lengths = [ids[0].tolist(), ids[1, :5].tolist(), ids[2, :20].tolist()], [3, 4, 1]
+    likeliest = log_probs(loaded, ids)[2, 18].argmax()
+    texts[2][-1] = int(likeliest)
+    together = loaded.continuation_log_probs(texts, lengths)
+    for text, length, (total, greedy) in zip(texts, lengths, together, strict=True):
+        scores, right = loaded.answer_log_probs(torch.tensor([text]), length)
+        assert total == pytest.approx(scores.sum().item(), rel=1e-5)
+        assert greedy == bool(right.all())
+    assert together[2][1]
+
+
 def test_generation_takes_the_likeliest_and_ends_behind_a_stop_text(
     loaded: EvalModel, ids: torch.Tensor
 ) -> None:
