@@ -64,7 +64,7 @@ class TextData(LightningDataModule):
         vocab_size: int,
         seq_len: int,
         batch_size: int,
-        folder: str | dict[str, float] | None = None,
+        folder: dict[str, float] | str | None = None,
         order: Literal["packed", "columns"] = "packed",
         files: str | list[str] | None = None,
         dataset: str | None = None,
@@ -142,7 +142,9 @@ class TextData(LightningDataModule):
         self.joined = join_shards(self.shards)
         check_vocabulary(self.ready.tokenizer, self.vocab_size)
         if stage == "fit":
-            self.train_dataloader()  # a corpus that is too small is told before validation runs
+            stream = self.train_dataloader().stream  # a small corpus is told before validation runs
+            if isinstance(stream, Mixture):
+                self._tell_shares(stream)
 
     def train_dataloader(self) -> TrainingBatches:
         """Endless batches: trainer.max_steps says when to stop."""
@@ -216,6 +218,18 @@ class TextData(LightningDataModule):
         ]
         return streams[0] if len(streams) == 1 else Mixture(streams, weights, self.seed)
 
+    def _tell_shares(self, mixture: Mixture) -> None:
+        """How often the run reads each source."""
+        trainer = self.trainer
+        if trainer is None or not trainer.is_global_zero:
+            return
+        num_rows = trainer.max_steps * trainer.accumulate_grad_batches * self.batch_size
+        shares = mixture.counts / mixture.counts.sum()
+        for shards, share, epochs in zip(
+            self.shards, shares, mixture.epochs(num_rows), strict=True
+        ):
+            print(f"{shards.folder}: {share:.2%} of the rows, read {epochs:.2f} times", flush=True)
+
     def _folder(self) -> Path:
         if self.folder is None:
             assert self.trainer is not None, "data.folder must be given where there is no trainer"
@@ -225,12 +239,15 @@ class TextData(LightningDataModule):
     def _place(self) -> tuple[int, int]:
         if self.trainer is None:
             return 0, 1
-        if self.batch_size % self.trainer.world_size:
+        # Devices that share rows by model.context_parallel take the same ones.
+        sharing: Any = getattr(self.trainer.lightning_module, "context_parallel", 1)
+        readers = self.trainer.world_size // sharing
+        if readers and self.batch_size % readers:
             raise ValueError(
                 f"data.batch_size counts the rows of all devices: expected a multiple of "
-                f"{self.trainer.world_size}, but got {self.batch_size}"
+                f"{readers}, but got {self.batch_size}"
             )
-        return self.trainer.global_rank, self.trainer.world_size
+        return self.trainer.global_rank // sharing, readers
 
     def _consumed(self) -> int:
         # The loader itself knows only what was drawn, which may be ahead of what was trained on.

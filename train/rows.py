@@ -172,9 +172,10 @@ class Mixture:
 
     def __init__(self, streams: Sequence[Stream], weights: Sequence[float], seed: int) -> None:
         self.streams, self.seed = streams, seed
-        shares = np.cumsum(weights) / np.sum(weights)
+        positive = np.maximum(weights, 0.0)
+        shares = np.cumsum(positive) / max(positive.sum(), np.finfo(float).tiny)
         self.counts = np.diff(np.round(shares * SHARED_ROWS).astype(np.int64), prepend=0)
-        if min(weights) < 0 or min(self.counts) < 1:
+        if min(self.counts) < 1:
             raise ValueError(
                 f"expected weights that give every source at least one of {SHARED_ROWS:,} rows, "
                 f"but got {', '.join(f'{weight:g}' for weight in weights)}"
