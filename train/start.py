@@ -90,15 +90,19 @@ def start_arguments(args: Sequence[str], default_root_dir: str) -> list[str]:
 
 
 def _setting(args: Sequence[str], name: str) -> str | None:
-    """What the arguments and the YAML files that they name say about a setting, the last counts."""
+    """What the arguments and the configs that they name say about a setting, the last counts."""
     found = None
     for i, arg in enumerate(args):
         option, equals, value = arg.partition("=")
         value = value if equals else args[i + 1] if i + 1 < len(args) else ""
         if option == f"--{name}":
             found = value
-        elif option in ("--config", "-c") and Path(value).is_file():
-            node: Any = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+        elif option in ("--config", "-c"):
+            preset = value.startswith("{")
+            if not preset and not Path(value).is_file():
+                continue
+            text = value if preset else Path(value).read_text(encoding="utf-8")
+            node: Any = yaml.safe_load(text)
             for part in name.split("."):
                 node = node.get(part) if isinstance(node, dict) else None
             found = found if node is None else node
