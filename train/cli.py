@@ -26,6 +26,7 @@ from fox.train.callbacks import (
 )
 from fox.train.data import TextData
 from fox.train.lm import FoxLM
+from fox.train.presets import paper_run, paper_runs
 from fox.train.records import MetricsFile, RunRecord, WholeConfig
 from fox.train.resume import (
     LastCheckpoint,
@@ -251,16 +252,17 @@ def usual_precision(accelerator: str) -> str:
 
 
 def preset_paths(args: Sequence[str]) -> list[str]:
-    """Replaces preset:NAME by the path of the config that ships with the package."""
+    """Replaces preset:NAME by the config that ships with the package: a path, or settings."""
     folder = Path(str(files("fox.train.configs")))
     paths = []
     for arg in args:
         before, preset, name = arg.partition(PRESET)
         if preset and before in ("", "--config=", "-c="):
-            if not (folder / f"{name}.yaml").is_file():
-                known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-                raise ValueError(f"expected a preset among {known}, but got {name!r}")
-            arg = f"{before}{folder / name}.yaml"
+            known = [*sorted(path.stem for path in folder.glob("*.yaml")), *paper_runs()]
+            if name not in known:
+                raise ValueError(f"expected a preset among {', '.join(known)}, but got {name!r}")
+            paper = name in paper_runs()
+            arg = before + (json.dumps(paper_run(name)) if paper else f"{folder / name}.yaml")
         paths.append(arg)
     return paths
 
