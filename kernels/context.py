@@ -58,6 +58,11 @@ class ContextSplit:
         chunks = x.chunk(number, dim)
         return torch.cat([chunks[c] for c in self.chunks()], dim)
 
+    def whole(self, x: Tensor) -> Tensor:
+        """Every rank's tokens (B, T, ...) as whole sequences (B, W T, ...), without gradient."""
+        chunks = x.detach().unflatten(1, (self.per_rank, -1)).transpose(0, 1)
+        return self.in_order(chunks).transpose(0, 1).flatten(1, 2)
+
     def positions(self, T: int, device: torch.device) -> Tensor:
         """(T,) int64, where the T tokens of this rank stand in the whole sequence."""
         L = T // self.per_rank

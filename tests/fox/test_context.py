@@ -5,6 +5,7 @@ The file is a test module and the script of a rank, as tests/kernels/test_contex
 
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,7 @@ def test_what_cannot_be_split_is_refused(world):
 
 
 def main(rank, W, folder):
+    warnings.simplefilter("error")
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=W)
     (folder / f"{rank}.json").write_text(json.dumps(measurements(W)))
     dist.destroy_process_group()

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import sys
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -267,6 +268,7 @@ def test_a_wrong_call_says_what_is_wrong(
 
 
 def main(rank: int, W: int, folder: Path) -> None:
+    warnings.simplefilter("error")
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=W)
     torch.manual_seed(0)
     (folder / f"{rank}.json").write_text(json.dumps(measurements(rank, W)))
