@@ -9,10 +9,12 @@ import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from jsonargparse import Namespace
 from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -56,6 +58,7 @@ Usual settings (in the YAML file, or on the command line, which wins):
   --trainer.max_steps N                  length of the run
   --model.config.hidden_size C           and the other fields of FoxConfig
   --model.learning_rate LR
+  --model.init_from FOLDER               begin with a checkpoint's weights, and its model.config
   --data.files PATTERN                   your own text: .txt, .jsonl, .parquet
   --data.dataset NAME                    or a dataset, --data.streaming true
   --data.vocab_size V                    of the tokenizer and the model
@@ -151,8 +154,11 @@ class FoxCLI(LightningCLI):
                 f"expected trainer.max_steps, the length of the run, to be at least 1, "
                 f"but got {steps}"
             )
-        text = self._parser("fit").dump(config, format="json", skip_none=False)
-        self.settings: dict[str, Any] = json.loads(text)
+        if "WandbLogger" in str(config.trainer.logger) and find_spec("wandb") is None:
+            raise ModuleNotFoundError(
+                "WandbLogger needs wandb: pip install 'fox-transformer[wandb]'"
+            )
+        self.settings = self._plain(config)
         self.checkpoint = self.checkpoint_to_go_on_from(folder)
         if self.checkpoint is not None:
             self.first_step = read_checkpoint(Path(self.checkpoint))["global_step"]
@@ -169,13 +175,20 @@ class FoxCLI(LightningCLI):
             )
         if newest is None:
             return self.checkpoint
-        differs = difference(read_checkpoint(newest)["settings"], self.settings)
+        theirs = read_checkpoint(newest)["settings"]
+        differs = difference(theirs, self.settings, self._plain(self._parser("fit").get_defaults()))
         if differs and not self.change_allowed:
             raise ValueError(
                 f"{folder} holds a run with {differs}: choose another --trainer.default_root_dir, "
                 "or remove the folder, or change the run with --ckpt_path last"
             )
         return str(newest)
+
+    def _plain(self, config: Namespace) -> dict[str, Any]:
+        text = self._parser("fit").dump(
+            config, format="json", skip_none=False, skip_validation=True
+        )
+        return json.loads(text)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return super()._prepare_subcommand_kwargs(subcommand) | {"ckpt_path": self.checkpoint}
@@ -233,7 +246,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except Interrupted as interrupted:
         print(f"{interrupted}: the same command goes on", flush=True)
         raise SystemExit(130) from None
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         if not _raised_by_us(error):
             raise
         fail(" ".join(str(error).split()))

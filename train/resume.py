@@ -78,13 +78,16 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
 
-def difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str | None:
+def difference(
+    theirs: Mapping[str, Any], ours: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> str | None:
     """The first setting in which a run differs from another, in words; None if it is the same run.
 
     Args:
         theirs, ours: nested settings, as a checkpoint keeps them.
+        defaults: of the settings that were not there yet when a run was made.
     """
-    flat_theirs, flat_ours = _flat(theirs), _flat(ours)
+    flat_theirs, flat_ours = _flat(defaults) | _flat(theirs), _flat(ours)
     for name in flat_theirs | flat_ours:
         old, new = flat_theirs.get(name), flat_ours.get(name)
         if old != new and not any(name == free or name.startswith(f"{free}.") for free in FREE):

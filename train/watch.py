@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from fox.figures import FOX, INK, new_figure, plain_axes, save_figure
+from fox.figures import FOX, new_figure, plain_axes, save_figure
 from fox.observe import Observed, computed_shares, half_life, observe
 from fox.train.lm import FoxLM
 from fox.train.records import StepTable
@@ -211,14 +211,12 @@ def draw_losses(table: StepTable) -> None:
     figure = new_figure(6.4, 4)
     axes = figure.add_subplot()
     for i, step in enumerate(chosen):
-        last = i == count - 1
-        colour = FOX if last else str(0.8 - 0.5 * i / count)  # grey, darker with time
-        axes.plot(*zip(*curves[step], strict=True), color=colour, marker="o", markersize=3)
-        axes.annotate(
-            f" step {step:,}", curves[step][-1], color=FOX if last else INK, fontsize=8, va="center"
-        )
+        colour = FOX if i == count - 1 else str(0.8 - 0.5 * i / count)  # grey, darker with time
+        places, losses = zip(*curves[step], strict=True)
+        axes.plot(places, losses, color=colour, marker="o", markersize=3, label=f"step {step:,}")
     axes.set_xscale("log", base=2)
-    axes.margins(x=0.15)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.legend(frameon=False, fontsize=8)
     plain_axes(axes, "Held-out loss", "tokens of the document seen before", "nats per token")
     save_figure(figure, table.path.with_suffix(".png"))
 
@@ -236,7 +234,9 @@ def draw_half_lives(table: StepTable) -> None:
     cells = cells.clamp(max=cells[cells.isfinite()].max() if cells.isfinite().any() else 1.0)
     figure = new_figure(7, min(12, max(3, 0.14 * len(heads))))
     axes = figure.add_subplot()
-    image = axes.imshow(cells, aspect="auto", cmap="magma", norm=LogNorm(), interpolation="nearest")
+    image = axes.imshow(
+        cells.numpy(), aspect="auto", cmap="magma", norm=LogNorm(), interpolation="nearest"
+    )
     per_layer = len(heads) // (heads[-1][0] + 1)
     axes.set_yticks(range(0, len(heads), per_layer), [str(i) for i in range(heads[-1][0] + 1)])
     for border in range(per_layer, len(heads), per_layer):
@@ -245,7 +245,9 @@ def draw_half_lives(table: StepTable) -> None:
     axes.set_xticks(ticks, [f"{steps[tick]:,}" for tick in ticks])
     plain_axes(axes, "Half-life of each head's memory", "step", "layer, and its heads")
     axes.grid(visible=False)
-    figure.colorbar(image, label="tokens")
+    marks = torch.logspace(cells.min().log10(), cells.max().log10(), 5).tolist()
+    bar = figure.colorbar(image, label="tokens", ticks=marks, format="{x:,.3g}")
+    bar.minorticks_off()
     save_figure(figure, table.path.with_suffix(".png"))
 
 
