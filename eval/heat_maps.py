@@ -61,7 +61,7 @@ def draw_panels(
     width = 1.1 + CELL_WIDTH * max(6, len(first.columns))
     height = 1.3 + CELL_HEIGHT * len(first.rows)
     figure = new_figure(width * len(panels[0]), 0.9 + height * len(panels))
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12)
     figure.suptitle(title, fontweight="bold", color=INK)
     figure.supxlabel(note, fontsize=8.5, color=FAINT)
     grid = figure.subplots(len(panels), len(panels[0]), squeeze=False)

@@ -121,8 +121,10 @@ def needle(
     for subject in tested:
         run = run_key(subject.model.fingerprint(), *protocol)
         store = Store(folder / "needle.jsonl", run)
-        grids = {mode: grid_keys(mode, lengths, depths, seeds) for mode in modes}
-        rows = {mode: ask(subject, keys, store, new_tokens) for mode, keys in grids.items()}
+        rows: dict[str, list[Row]] = {}
+        for mode in modes:
+            keys = grid_keys(mode, lengths, depths, seeds)
+            rows[mode] = ask(subject, keys, store, new_tokens)
         results.append(result_of(subject, rows))
     task = {"needle": needle, "question": question, "cue": cue, "new_tokens": new_tokens}
     write_cells(folder / "needle.csv", results)
@@ -177,7 +179,7 @@ def grid_keys(mode: str, lengths: Sequence[int], depths: Sequence[float], seeds:
 
 def result_of(subject: Subject, rows: dict[str, list[Row]]) -> dict[str, Any]:
     """What a model reached in each mode."""
-    modes = {}
+    modes: dict[str, Any] = {}
     for mode, answers in rows.items():
         cells = summarize(answers, ("length", "depth"))
         modes[mode] = {"mean": mean_of(cells), "cells": cells}

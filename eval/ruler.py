@@ -7,7 +7,7 @@ models that are too small to be right, by the probability of the right answer.
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from rich.console import Console
 from rich.table import Table
@@ -58,7 +58,7 @@ def ruler(
     model: list[str],
     output: str,
     *,
-    tasks: tuple[Task, ...] = tuple(TASKS),  # type: ignore[assignment]
+    tasks: tuple[Task, ...] = get_args(Task),
     lengths: tuple[int, ...] | None = None,
     samples: int = 20,
     new_tokens: int = 128,
@@ -104,7 +104,7 @@ def ruler(
     for subject in tested:
         run = run_key(subject.model.fingerprint(), PROTOCOL, documents, new_tokens)
         store = Store(folder / "ruler.jsonl", run)
-        rows = {}
+        rows: dict[str, list[Row]] = {}
         for task in tasks:
             planted, control = (
                 task_keys(task, lengths, samples, hidden) for hidden in (True, False)
@@ -155,7 +155,7 @@ def task_keys(task: str, lengths: Sequence[int], samples: int, planted: bool) ->
 
 def result_of(subject: Subject, rows: dict[str, list[Row]]) -> dict[str, Any]:
     """What a model reached: means per length, and per length and depth where one needle counts."""
-    tasks = {}
+    tasks: dict[str, Any] = {}
     for task, answers in rows.items():
         cells = summarize(answers, ["length"])
         tasks[task] = {"mean": mean_of(cells), "cells": cells}

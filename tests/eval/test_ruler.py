@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from fox.corpus import Document
 from fox.eval.grading import Subject, ask, summarize
 from fox.eval.haystack import Haystack, Key
-from fox.eval.ruler import scaled_lengths, table_of, task_keys
+from fox.eval.ruler import Task, scaled_lengths, table_of, task_keys
 from fox.eval.ruler_tasks import NOISE, TASKS, Secrets
 from fox.eval.store import Store
 
@@ -103,6 +103,7 @@ def test_the_tasks_have_the_forms_of_the_paper() -> None:
         "multiquery": ("number", "word", "text", 4, 1),
     }
     riddles = {task: form(Key(task, 9, None, 0, True)) for task, form in TASKS.items()}
+    assert get_args(Task) == tuple(TASKS)
     several = {task: len(riddle.expected) for task, riddle in riddles.items()}
     ones = dict.fromkeys(TASKS, 1)
     assert several == ones | {"multivalue": 4, "multiquery": 4, "variables": 5}
