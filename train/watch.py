@@ -78,7 +78,10 @@ class LossByPosition(Callback):
         """Writes a row for each range of positions, of all devices' rows."""
         if trainer.state.fn != "fit":
             return
-        sums = trainer.strategy.reduce(self.sums.to(pl_module.device), reduce_op="sum")
+        assert isinstance(pl_module, FoxLM)
+        # Devices that share rows have each added the same.
+        own = self.sums.to(pl_module.device) / pl_module.context_parallel
+        sums = trainer.strategy.reduce(own, reduce_op="sum")
         assert isinstance(sums, Tensor)
         if not trainer.is_global_zero:
             return
