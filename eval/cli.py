@@ -13,6 +13,7 @@ from typing import NoReturn
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from rich.console import Console
 
+from fox.eval.gates import inspect_model
 from fox.eval.harness import harness
 from fox.eval.needle import needle
 from fox.eval.per_token_loss import per_token_loss
@@ -26,6 +27,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "needle": needle,
     "ruler": ruler,
     "recall": recall,
+    "inspect": inspect_model,
     "harness": harness,
     "samples": samples,
     "summary": summary,
@@ -37,6 +39,7 @@ checkpoints, and any causal model that transformers can load, all by the same co
   fox-eval needle --model runs/demo/model --output runs/demo --modes assignment
   fox-eval ruler --model runs/demo/model my-llama --output runs/demo --samples 50
   fox-eval recall --output runs/demo
+  fox-eval inspect --model runs/demo/model --output runs/demo
 """
 
 

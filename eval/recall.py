@@ -5,8 +5,9 @@ asked in rows up to eight times as long.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -131,7 +132,7 @@ def learn(
                 steps=steps,
                 lengths=lengths,
                 device=device,
-                advance=lambda note, where=where: advance(f"{where}: {note}"),
+                advance=partial(_note, advance, where),
             )
             stores[model, seed].append([{"cells": cells}])
     return [
@@ -139,6 +140,10 @@ def learn(
         for (model, seed), store in stores.items()
         for cell in store.rows[0]["cells"]
     ]
+
+
+def _note(advance: Callable[[str], None], where: str, note: str) -> None:
+    advance(f"{where}: {note}")
 
 
 def summarize(task: Task, cells: Sequence[Cell], steps: int) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def draw_by_place(result: dict[str, Any], task: Task, path: Path) -> None:
     models = result["models"]
     rows = -(-len(models) // 2)
     places = [f"model {number}" for number in range(len(models))]
-    layout = [["strip", "strip"]] + [["."] * 2 for _ in range(rows)]
+    layout: list[Any] = [["strip", "strip"]] + [["."] * 2 for _ in range(rows)]
     for number, place in enumerate(places):
         layout[1 + number // 2][number % 2] = place
     figure = new_figure(10.5, 1.3 + 3.9 * rows)
