@@ -21,7 +21,7 @@ from fox.train.sharding import gathered
 # Dense 16-bit matrix products per second, summed in float32, from the makers' data sheets. The
 # first pattern that is found in the device's name counts.
 PEAK_FLOPS = {
-    r"\bG?B200\b": 2250e12,
+    r"\bB200\b": 2250e12,
     r"\bG?H200\b": 989e12,
     r"\bH100 PCIe\b": 756e12,
     r"\bH100 NVL\b": 835e12,
@@ -33,7 +33,8 @@ PEAK_FLOPS = {
     r"\bA10\b": 125e12,
     r"\bRTX 4090$": 165e12,
     r"\bRTX 3090$": 71e12,
-    r"\bV100\b": 125e12,
+    r"\bV100-SXM": 125e12,
+    r"\bV100-PCIE": 112e12,
     r"\bT4\b": 65e12,
 }
 

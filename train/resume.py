@@ -27,6 +27,7 @@ FREE = {
     "model.micro_batch_tokens",
     "model.activation_checkpointing",
     "model.compile_blocks",
+    "model.context_parallel",
 }
 
 

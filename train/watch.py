@@ -89,7 +89,13 @@ class LossByPosition(Callback):
         table = _losses(trainer)
         table.cut(step)
         rows = [
-            {"step": step, "from": 1 << i, "to": 2 << i, "tokens": int(count), "loss": loss / count}
+            {
+                "step": step,
+                "from": 1 << i,
+                "to": 2 << i,
+                "tokens": round(count),
+                "loss": loss / count,
+            }
             for i, (loss, count) in enumerate(sums.tolist())
             if count
         ]
@@ -159,7 +165,8 @@ class Gates(Callback):
     ) -> tuple[Tensor, Tensor | None]:
         """(layers, H) each: half-lives, and shares where there is pruning."""
         # All devices read the same row: where weights are sharded, none can read alone.
-        row = {name: batch[name][:1] for name in ("input_ids", "document_starts")}
+        length = pl_module.data.seq_len // pl_module.context_parallel  # what one device can hold
+        row = {name: batch[name][:1, :length] for name in ("input_ids", "document_starts")}
         row = trainer.strategy.broadcast(row)
         row = {name: tensor.to(pl_module.device) for name, tensor in row.items()}
         tolerance = pl_module.config.log_pruning_tolerance
