@@ -98,17 +98,23 @@ class FoxLM(LightningModule):
         self.net = None
 
     def setup(self, stage: str) -> None:
-        """Refuses another kind of accumulation than ours; groups the devices that share rows.
+        """Refuses what we do in another way; groups the devices that share rows.
 
         Raises:
-            ValueError: trainer.accumulate_grad_batches is not 1, or devices or tokens cannot be
-                divided by context_parallel.
+            ValueError: trainer.accumulate_grad_batches is not 1, the strategy would write a
+                checkpoint in parts, or devices or tokens cannot be divided by context_parallel.
         """
         if self.trainer.accumulate_grad_batches != 1:
             raise ValueError(
                 f"expected trainer.accumulate_grad_batches = 1, but got "
                 f"{self.trainer.accumulate_grad_batches}: data.batch_size counts the rows of a "
                 "whole step, and model.micro_batch_tokens divides them into passes"
+            )
+        if getattr(self.trainer.strategy, "_save_distributed_checkpoint", False):
+            raise ValueError(
+                "expected a strategy that writes one whole checkpoint, but got "
+                "ModelParallelStrategy(save_distributed_checkpoint=True): pass "
+                "--trainer.strategy fsdp2"
             )
         W, devices, T = self.context_parallel, self.trainer.world_size, self.data.seq_len
         if W < 1 or devices % W or (W > 1 and T % (2 * W)):

@@ -5,6 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from lightning import Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
 
 from fox import FoxConfig, FoxForCausalLM
 from fox.train.lm import FoxLM
@@ -73,3 +76,56 @@ def test_the_network_is_built_once():
     model.configure_model()
     assert model.network is network
     assert all(name.startswith("net.") for name in model.state_dict())
+
+
+def random_batch():
+    ids = torch.randint(23, (3, 12))
+    return {"input_ids": ids, "labels": ids, "document_starts": torch.rand(3, 12) < 0.2}
+
+
+# Dynamo looks at the gradient of a block's input, which is no leaf.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize(
+    ("variant", "activation_checkpointing"), [("fox-pro", True), ("transformer-llama", False)]
+)
+def test_compiled_blocks_compute_the_same_and_keep_their_names(
+    monkeypatch, variant, activation_checkpointing
+):
+    compile_module = nn.Module.compile
+    backend = {"backend": "aot_eager", "fullgraph": True}  # as strict, and without a C++ compiler
+    monkeypatch.setattr(nn.Module, "compile", lambda block: compile_module(block, **backend))
+    settings = {"compile_blocks": True, "activation_checkpointing": activation_checkpointing}
+    eager, compiled = FoxLM(VARIANTS[variant]), FoxLM(VARIANTS[variant], **settings)
+    eager.configure_model()
+    compiled.configure_model()
+    compiled.load_state_dict(eager.state_dict())
+    batch = random_batch()
+    expected = loss_and_gradients(eager.network, [batch])
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    got = loss_and_gradients(compiled.network, [batch])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1  # both blocks have one
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_passes_hold_as_many_rows_as_the_tokens_allow_and_one_at_least():
+    batch = random_batch()
+    for tokens, rows in ((None, [3]), (35, [2, 1]), (36, [3]), (24, [2, 1]), (5, [1, 1, 1])):
+        passes = FoxLM(CONFIG, micro_batch_tokens=tokens)._passes(batch)
+        assert [len(part["input_ids"]) for part in passes] == rows
+        for name, value in batch.items():
+            assert torch.equal(torch.cat([part[name] for part in passes]), value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"accumulate_grad_batches": 2}, "model.micro_batch_tokens divides them into passes"),
+        ({"strategy": ModelParallelStrategy()}, "pass --trainer.strategy fsdp2"),
+    ],
+)
+def test_what_we_do_in_another_way_is_refused(settings, message):
+    model = FoxLM(CONFIG)
+    model.trainer = Trainer(accelerator="cpu", devices=1, logger=False, **settings)
+    with pytest.raises(ValueError, match=message):
+        model.setup("fit")

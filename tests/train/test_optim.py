@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fox import FoxConfig, FoxForCausalLM
-from fox.train.optim import adamw, parameter_groups, warmup_cosine
+from fox.train.optim import adamw, parameter_groups, renamed_state, warmup_cosine
 
 CONFIG = FoxConfig(
     vocab_size=11,
@@ -59,6 +59,18 @@ def test_a_parameter_of_unknown_kind_is_an_error_that_names_it():
 def test_adamw_has_the_papers_constants():
     optimizer = adamw(FoxForCausalLM(CONFIG), 2e-3, 0.1)
     assert (optimizer.defaults["betas"], optimizer.defaults["eps"]) == ((0.9, 0.95), 1e-8)
+
+
+def test_a_state_under_names_and_numbered_again_is_the_state():
+    model = FoxForCausalLM(CONFIG)
+    optimizer = adamw(model, 2e-3, 0.1)
+    model(torch.arange(5)[None]).logits.sum().backward()
+    optimizer.step()
+    state = optimizer.state_dict()
+    names = [f"parameter {number}" for number in state["state"]]
+    named = renamed_state(state, dict(enumerate(names)))
+    assert set(named["state"]) == set(names)
+    assert renamed_state(named, {name: i for i, name in enumerate(names)}) == state
 
 
 def test_the_learning_rate_rises_from_zero_and_falls_along_a_cosine_to_the_floor():
