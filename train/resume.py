@@ -97,7 +97,7 @@ def difference(
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in settings.items():
         nested = isinstance(value, Mapping)
         flat |= _flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
@@ -111,7 +111,8 @@ def claimed(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: another process trains in the folder.
     """
-    if rank_zero_only.rank or os.name != "posix":  # the first process claims it for all
+    # The first process claims it for all.
+    if rank_zero_only.rank or os.name != "posix":  # type: ignore[attr-defined]
         yield
         return
     import fcntl
