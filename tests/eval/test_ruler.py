@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
@@ -132,6 +133,13 @@ def test_backgrounds_are_noise_text_and_other_secrets(
     assert "def " in texts["single-2"]
     told = re.findall(r"secret number of (\S+) is (\d{7})\.", texts["multikey-2"])
     assert len({name for name, _ in told}) == len(told) > 8
+
+
+def test_the_name_asked_for_has_no_second_secret_among_the_others() -> None:
+    form, key = Secrets("number", background="secrets"), Key("multikey-2", 9, 0.5, 0, True)
+    first, second = islice(form._others(key, set()), 2)
+    name = first.split()[4]
+    assert next(form._others(key, {name})) == second
 
 
 def test_a_model_that_reads_finds_everything_in_each_task(
