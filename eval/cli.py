@@ -20,6 +20,7 @@ from fox.eval.per_token_loss import per_token_loss
 from fox.eval.recall import recall
 from fox.eval.ruler import ruler
 from fox.eval.samples import samples
+from fox.eval.speed import speed
 from fox.eval.summary import summary
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -29,6 +30,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "recall": recall,
     "inspect": inspect_model,
     "harness": harness,
+    "speed": speed,
     "samples": samples,
     "summary": summary,
 }

@@ -239,12 +239,8 @@ def tail_names(paths: Sequence[str]) -> list[str]:
     raise ValueError(f"expected different models, but got {', '.join(paths)}")
 
 
-def _is_native(path: Path) -> bool:
-    """Whether our own reader is in charge, also of saying what is wrong."""
-    config = path / "config.json"
-    if not config.is_file():
-        return path.exists()
-    fields = read_json(config)
+def is_ours(fields: object) -> bool:
+    """Whether our own reader is in charge of a config.json, also of telling what is wrong."""
     if not isinstance(fields, dict):
         return True
     try:
@@ -252,6 +248,11 @@ def _is_native(path: Path) -> bool:
         return format_of(fields) is not LLAMA or bool(read_config(fields))
     except ValueError:
         return False
+
+
+def _is_native(path: Path) -> bool:
+    config = path / "config.json"
+    return is_ours(read_json(config)) if config.is_file() else path.exists()
 
 
 def _native(path: str, device: torch.device) -> EvalModel:
@@ -311,7 +312,7 @@ def _foreign(path: str, device: torch.device) -> EvalModel:
         tokenizer=_foreign_tokenizer(path),
         vocab_size=config.vocab_size,
         training_length=getattr(config, "max_position_embeddings", None),
-        max_length=_learned_positions(network),
+        max_length=learned_positions(network),
         bos=getattr(config, "bos_token_id", None),
         eos=eos,
         network=network,
@@ -362,7 +363,7 @@ def _halves(
     return (lambda ids: network(ids, use_cache=False).logits), (lambda logits: logits)
 
 
-def _learned_positions(network: Any) -> int | None:
+def learned_positions(network: Any) -> int | None:
     """How far a table of learned positions reaches; None if the model has none."""
     length = getattr(network.config, "max_position_embeddings", None)
     tokens = network.get_input_embeddings()

@@ -165,7 +165,7 @@ def test_a_plot_without_matplotlib_names_the_extra_and_leaves_the_numbers(
         (["neddle"], "(did you mean needle?); see fox-eval --help"),
         (["needle", "--output", "x"], "required: --model"),
         (["recall", "--output", "x", "--stesp", "3"], "--stesp 3 (did you mean --steps?)"),
-        (["recall", "--output", "x", "--steps", "many"], "\"steps\": Expected a <class 'int'>"),
+        (["needle", "--output", "x", "--seeds", "many"], "\"seeds\": Expected a <class 'int'>"),
         (["needle", "--output", "x", "--split", "some"], "Expected a typing.Literal"),
         (["summary", "nowhere"], "in nowhere, but found none"),
         (["samples", "--model", "./nowhere", "--output", "x"], "no checkpoint at ./nowhere"),
