@@ -93,7 +93,8 @@ class _TokenLosses(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        _, features_grad, weight_grad = _losses(*ctx.saved_tensors, ctx.dtype, grad)
+        features, weight, labels = ctx.saved_tensors
+        _, features_grad, weight_grad = _losses(features, weight, labels, ctx.dtype, grad)
         return features_grad, weight_grad, None, None
 
 

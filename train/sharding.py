@@ -37,7 +37,6 @@ def sharded(config: FoxConfig, device: torch.device) -> FoxForCausalLM:
         fully_shard(block)
     fully_shard(net)  # the embedding, the last norm and the output matrix
     net.to_empty(device=device)
-    net.tie_weights()
     weights = FoxForCausalLM(config).state_dict() if dist.get_rank() == 0 else {}
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_model_state_dict(net, weights, options=options)

@@ -41,6 +41,10 @@ class Record(Callback):
         self.name = name
         self.found: dict[str, list[float]] = {"loss": [], "norm": [], "validation": []}
 
+    def on_before_backward(self, trainer: Trainer, pl_module: Any, loss: Any) -> None:
+        """The gradients of every pass are computed outside of autocast."""
+        assert not torch.is_autocast_enabled("cpu")
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
