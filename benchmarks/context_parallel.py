@@ -6,7 +6,7 @@ be pruned), mixed (three local heads and a global one) and forget (local heads a
 pruning and with log_pruning_tolerance = -10; split in zigzag and contiguously.
 
 Bytes are counted where they are handed to the process group, over all ranks. Seconds are of the
-slowest rank, the median of 5 passes: processes that share this machine's cores say nothing about
+slowest rank, the median of 3 passes: processes that share this machine's cores say nothing about
 machines that do not, and a contiguous split only where the cores are as many as the ranks.
 
     python benchmarks/context_parallel.py --output benchmarks/results/context_parallel.json
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from fox.kernels import ContextSplit, context_parallel_attention, transferred_share
 
-REPETITIONS = 5
+REPETITIONS = 3
 
 
 def measure(

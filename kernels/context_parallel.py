@@ -2,8 +2,8 @@
 
 A rank collects the keys, values and gates that stand before its tokens, and runs the usual kernels,
 whose rows align to the end of their keys. Chunks that the gates have decayed too far do not travel:
-for every head a rank gets chunks from the first one on that its rows can see, and a reset stands
-where the missing ones end.
+for every key head a rank gets chunks from the first one on that its rows can see. In the place of a
+missing one stand zeros with gates of 0, which the decay behind them leaves as little weight.
 
 Legend: B batch, T tokens of this rank, H query heads, H_kv key heads, D head size, W ranks,
 C chunks of the whole sequence, L tokens of a chunk, N = C L tokens of the whole sequence.
@@ -47,22 +47,12 @@ class Call(NamedTuple):
     Args:
         rows: among this rank's tokens.
         keys: among the collected ones; they end with the rows' own.
-        resets: (B, H_kv) int64, where among these keys the first visible one stands.
         seq_start: (B,) or None, counted among these keys.
     """
 
     rows: slice
     keys: slice
-    resets: Tensor
     seq_start: Tensor | None
-
-    def gates(self, collected: Tensor) -> Tensor:
-        """(B, tokens, H_kv, H / H_kv) collected -> (B, keys, H), shut before the first visible."""
-        gates = collected[:, self.keys].clone()
-        B, _, H_kv, _ = gates.shape
-        b, h = (torch.arange(n, device=gates.device) for n in (B, H_kv))
-        gates[b[:, None], self.resets, h] = -math.inf
-        return gates.flatten(2)
 
 
 @torch.compiler.disable
@@ -174,8 +164,13 @@ class _ContextAttention(torch.autograd.Function):
         keys, values, gates = _collect(route, k, v, log_f)
         results = []
         for call in calls:
-            inputs = (q[:, call.rows], keys[:, call.keys], values[:, call.keys], call.gates(gates))
-            results.append(_forward(*inputs, call.seq_start, options))
+            seen = call.keys
+            results.append(
+                _forward(
+                    q[:, call.rows], keys[:, seen], values[:, seen], gates[:, seen],
+                    call.seq_start, options,
+                )
+            )  # fmt: skip
         outs, lses, *starts = zip(*results, strict=True)
         out, lse = torch.cat(outs, 1), torch.cat(lses, 2)
         ctx.save_for_backward(q, k, v, log_f, out, lse, *(starts[0] if starts else ()))
@@ -198,23 +193,23 @@ class _ContextAttention(torch.autograd.Function):
             rows, seen = call.rows, call.keys
             parts = _backward(
                 d_out[:, rows].contiguous(), d_lse[..., rows].contiguous(),
-                q[:, rows], keys[:, seen], values[:, seen], call.gates(gates),
+                q[:, rows], keys[:, seen], values[:, seen], gates[:, seen],
                 out[:, rows].contiguous(), lse[..., rows].contiguous(),
                 starts[i] if starts else None, call.seq_start, options,
             )  # fmt: skip
             d_q[:, rows] = parts[0]
             d_keys[:, seen] += parts[1]
             d_values[:, seen] += parts[2]
-            d_gates[:, seen] += parts[3].unflatten(2, gates.shape[2:])
+            d_gates[:, seen] += parts[3]
         d_k, d_v = route.bring_home(torch.cat([d_keys, d_values], -1), k.dtype).chunk(2, -1)
-        d_log_f = route.bring_home(d_gates, log_f.dtype).flatten(2)
+        d_log_f = route.bring_home(d_gates.unflatten(2, (k.shape[2], -1)), log_f.dtype).flatten(2)
         return d_q, d_k, d_v, d_log_f, None, None, None
 
 
 def _collect(route: Route, k: Tensor, v: Tensor, log_f: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Keys, values (B, tokens, H_kv, D) and gates (B, tokens, H_kv, H / H_kv) for this rank."""
+    """Keys, values (B, tokens, H_kv, D) and gates (B, tokens, H) for this rank."""
     keys, values = route.collect(torch.cat([k, v], -1)).chunk(2, -1)
-    return keys, values, route.collect(log_f.unflatten(2, (k.shape[2], -1)))
+    return keys, values, route.collect(log_f.unflatten(2, (k.shape[2], -1))).flatten(2)
 
 
 def _forward(
@@ -328,8 +323,7 @@ def _calls(first: Tensor, route: Route, T: int, seq_start: Tensor | None) -> lis
         start = None
         if seq_start is not None:
             start = (seq_start - lowest * L).clamp(0, keys.stop - keys.start)
-        resets = ((first[c] - lowest) * L).to(route.sent[0].device)
-        calls.append(Call(slice(i * L, (i + 1) * L), keys, resets, start))
+        calls.append(Call(slice(i * L, (i + 1) * L), keys, start))
     return calls
 
 
