@@ -5,7 +5,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from fox.eval.plots import FAINT, INK, heat_map, new_figure, save_figure
+from fox.eval.plots import heat_map
+from fox.figures import FAINT, INK, new_figure, save_figure
 
 CELL_WIDTH, CELL_HEIGHT = 0.56, 0.36  # inches
 

@@ -1,25 +1,12 @@
-"""The depth x length heat map, and the figures that training and evaluation share."""
+"""Parts of figures: the depth x length heat map, and marks of training lengths."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fox.figures import FAINT, FOX, INK, PALETTE, TRANSFORMER, new_figure, plain_axes, save_figure
+from fox.figures import FAINT, INK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-__all__ = [
-    "FAINT",
-    "FOX",
-    "INK",
-    "PALETTE",
-    "TRANSFORMER",
-    "heat_map",
-    "mark_training_lengths",
-    "new_figure",
-    "plain_axes",
-    "save_figure",
-]
 
 WRONG_TO_RIGHT = ("#b5442a", "#e58e5b", "#f6ecd9", "#6fb1a4", "#12706b")  # for every eye
 MAX_COLUMNS_WITH_VALUES = 16

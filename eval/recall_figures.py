@@ -5,18 +5,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from fox.eval.plots import (
-    FAINT,
-    FOX,
-    INK,
-    TRANSFORMER,
-    heat_map,
-    mark_training_lengths,
-    new_figure,
-    plain_axes,
-    save_figure,
-)
+from fox.eval.plots import heat_map, mark_training_lengths
 from fox.eval.tasks import Task
+from fox.figures import FAINT, FOX, INK, TRANSFORMER, new_figure, plain_axes, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

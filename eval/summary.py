@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fox.eval.plots import FAINT, FOX, TRANSFORMER, new_figure, plain_axes, save_figure
+from fox.figures import FAINT, FOX, TRANSFORMER, new_figure, plain_axes, save_figure
 from fox.files import read_json, write_csv, write_json
 
 NEAR_CHANCE = 2.0  # times the chance level

@@ -9,9 +9,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from fox.checkpoints import load_checkpoint
 from fox.corpus import Document, divide, read_documents
-from fox.model import FoxForCausalLM
 
 TOKENS_PER_BATCH = 8192
 DOCUMENTS_AT_ONCE = 64  # encoded together: by several threads, but never the whole corpus
@@ -95,25 +93,3 @@ def byte_ends(document: Document, ends: list[int]) -> list[int]:
             last = end
         result.append(done)
     return result
-
-
-def load(checkpoint: str) -> tuple[FoxForCausalLM, Tokenizer]:
-    """A model in eval mode, on a GPU if there is one, with its tokenizer.
-
-    Raises:
-        ValueError: there is no checkpoint, or it has no tokenizer.
-    """
-    model, tokenizer = load_checkpoint(checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
-    if tokenizer is None:
-        raise ValueError(
-            f"the checkpoint {checkpoint} has no tokenizer: put the tokenizer.json that its "
-            "training used into the folder"
-        )
-    tokenizer.encode_special_tokens = True  # a text that spells a special token out is text
-    return model, tokenizer
-
-
-@torch.no_grad()
-def next_token_log_probs(model: FoxForCausalLM, input_ids: Tensor) -> Tensor:
-    """log p(next token | all tokens): (B, T) ids -> (B, V) float32, on the CPU."""
-    return model.lm_head(model.model(input_ids)[:, -1]).float().log_softmax(-1).cpu()
