@@ -6,15 +6,15 @@ RUN := .venv/bin
 
 .venv/installed: pyproject.toml setup.py constraints.txt
 	test -x $(RUN)/python || $(PYTHON) -m venv .venv
-	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,plots,lm-eval]'
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,plots,lm-eval,zarr]'
 	touch $@
 
 # An interrupted demo goes on where it stopped.
 demo: .venv/installed
-	$(RUN)/fox-train fit --config train/configs/demo.yaml \
-		$(if $(wildcard runs/demo/checkpoints/last.ckpt),--ckpt_path last)
+	$(RUN)/fox-train fit --config train/configs/demo.yaml
 	$(RUN)/fox-eval per-token-loss --model runs/demo/model --output runs/demo
-	$(RUN)/fox-eval needle --checkpoint runs/demo/model --output runs/demo
+	$(RUN)/fox-eval needle --model runs/demo/model --output runs/demo --modes assignment \
+		--lengths 128 256 512 1024 --depths 0 0.25 0.5 0.75 1 --seeds 8
 	$(RUN)/fox-eval samples --model runs/demo/model --output runs/demo
 	$(RUN)/fox-eval recall --output runs/demo
 	$(RUN)/fox-eval summary runs/demo
