@@ -65,13 +65,17 @@ def observe(
         input_ids, document_starts: (B, T), as in FoxModel.forward.
         visit: what to do with a layer's inputs.
     """
-    trunk = model.model if isinstance(model, FoxForCausalLM) else model
-    layers = [module for module in trunk.modules() if isinstance(module, ForgettingAttention)]
+    layers = [module for module in model.modules() if isinstance(module, ForgettingAttention)]
     for number, layer in enumerate(layers):
         layer.observer = partial(_visit, visit, number, layer)
     try:
         with torch.compiler.set_stance("force_eager"):  # a compiled layer would be compiled anew
-            trunk(input_ids, document_starts=document_starts)
+            if isinstance(
+                model, FoxForCausalLM
+            ):  # a divided one gathers its ends when called itself
+                model(input_ids, document_starts=document_starts, return_logits=False)
+            else:
+                model(input_ids, document_starts=document_starts)
     finally:
         for layer in layers:
             layer.observer = None
