@@ -14,7 +14,17 @@ SOURCES = {
     "fox.eval": ROOT / "eval",
     "fox": ROOT / "fox",
 }
-OPTIONAL = {"triton", "flash_attn", "transformers", "lm_eval", "matplotlib", "zarr", "ray", "wandb"}
+OPTIONAL = {
+    "triton",
+    "flash_attn",
+    "transformers",
+    "lm_eval",
+    "matplotlib",
+    "rouge_score",
+    "zarr",
+    "ray",
+    "wandb",
+}
 FORBIDDEN = {
     "fox.kernels": ["fox.config", "fox.layers", "fox.model", "fox.cache", "fox.train", "fox.eval"],
     "fox": ["fox.train", "fox.eval", "lightning"],
