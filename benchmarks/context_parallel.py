@@ -17,6 +17,7 @@ import itertools
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -90,7 +91,9 @@ def main() -> None:
             f"{row['bytes'] / 2**20:6.2f} MiB, share {row['share']:.3f}, {row['seconds']:.3f} s"
         )
     if args.output:
-        report = {"machine": machine(), "cores": os.cpu_count(), "tokens": args.tokens}
+        command = " ".join(["python", "benchmarks/context_parallel.py", *sys.argv[1:]])
+        here = machine() | {"command": command, "cores": os.cpu_count()}
+        report = {"machine": here, "tokens": args.tokens}
         args.output.write_text(json.dumps(report | {"results": results}, indent=2) + "\n")
 
 

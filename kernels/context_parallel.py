@@ -55,7 +55,6 @@ class Call(NamedTuple):
     seq_start: Tensor | None
 
 
-@torch.compiler.disable
 def context_parallel_attention(
     q: Tensor,
     k: Tensor,
