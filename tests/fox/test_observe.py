@@ -74,7 +74,8 @@ def test_attention_of_the_observed_inputs_is_what_the_layer_computes() -> None:
     v = layer.v_proj(x).unflatten(-1, (4, 8))
     first: Observed = seen[0]
     torch.testing.assert_close(
-        layer.o_proj(layer._attend(first.q, first.k, v, first.log_f, None).flatten(2)), layer(x)
+        layer.o_proj(layer._attend(first.q, first.k, v, first.log_f, None, None).flatten(2)),
+        layer(x),
     )
 
 
