@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fox.config import FoxConfig
 from fox.eval import gates as module
+from fox.eval.cli import main
 from fox.eval.gates import (
     beginning,
     distance,
@@ -105,7 +106,8 @@ def test_a_page_has_numbers_for_every_head_and_token(
     checkpoint: str, corpus: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = corpus.replace("*", "module0")
-    inspect_model(checkpoint, str(tmp_path), text=text, length=150)
+    options = ["--text", text, "--length", "150"]
+    main(["inspect", "--model", checkpoint, "--output", str(tmp_path), *options])
     result = read_json(tmp_path / "inspect.json")
     assert result["tokens"] == 150
     assert [(head["layer"], head["head"]) for head in result["heads"]] == [(0, 0), (0, 1)]

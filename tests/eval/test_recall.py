@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fox.eval import recall as module
+from fox.eval.cli import main
 from fox.eval.learning import ROWS_PER_CELL, train_and_test
 from fox.eval.recall import by_length, recall
 from fox.files import read_json
@@ -15,7 +16,9 @@ SHORT: dict[str, Any] = {"steps": 2, "training_length": 32, "lengths": (32, 48)}
 
 
 def test_a_run_writes_numbers_and_pictures_for_each_task(tmp_path: Path) -> None:
-    recall(str(tmp_path), tasks=("recall", "mqar"), seeds=(0, 1), **SHORT)
+    short = ["--steps", "2", "--training_length", "32", "--lengths", "32", "48"]
+    wanted = ["--tasks", "recall", "mqar", "--seeds", "0", "1"]
+    main(["recall", "--output", str(tmp_path), *wanted, *short])
     for task, depths in (("recall", [0.0, 0.25, 0.5, 0.75, 1.0]), ("mqar", [None])):
         result = read_json(tmp_path / f"{task}.json")
         assert [model["name"] for model in result["models"]] == [
