@@ -311,38 +311,41 @@ def report(lines: list[dict[str, Any]]) -> None:
 
 
 def draw(lines: list[dict[str, Any]], machine: dict[str, Any], path: Path) -> None:
-    """Training speed, decoding speed and both peaks, each on logarithmic axes."""
+    """Training speed and decoding speed from zero, and both peaks on a logarithmic axis."""
     kinds = list(dict.fromkeys(line["kind"] for line in lines))
     figure = new_figure(5.4 * (len(kinds) + 1), 4.6)
-    where = machine["name"] if machine["device"] == "cuda" else f"{machine['threads']} CPU threads"
+    where = (
+        machine["name"] if machine["device"] == "cuda" else f"CPU, threads: {machine['threads']}"
+    )
     figure.suptitle(f"Speed and memory by context length, {where}", fontweight="bold")
     *speeds, memory = figure.subplots(1, len(kinds) + 1)
     for axes, kind in zip(speeds, kinds, strict=True):
         curves(axes, [line for line in lines if line["kind"] == kind], "tokens_per_second", "-")
+        axes.set_ylim(bottom=0)
         plain_axes(axes, f"{kind.capitalize()} speed", "context (tokens)", "tokens per second")
     for kind, style in zip(kinds, ("-", "--"), strict=False):
         own = [line for line in lines if line["kind"] == kind]
-        curves(memory, own, "peak_mebibytes", style, f", {kind}")
-    plain_axes(memory, "Peak memory", "context (tokens)", "MiB, weights and all")
-    for axes in (*speeds, memory):
-        axes.legend(frameon=False, fontsize=8.5)
+        curves(memory, own, "peak_mebibytes", style)
+    memory.set_yscale("log")
+    memory.yaxis.set_minor_formatter(
+        lambda value, _: f"{value:,.0f}" if str(value)[0] in "25" else ""
+    )
+    memory.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    title = "Peak memory (dashed: decoding)" if len(kinds) > 1 else "Peak memory"
+    plain_axes(memory, title, "context (tokens)", "MiB, weights and all")
+    speeds[0].legend(frameon=False, fontsize=8.5, loc="lower left")
     save_figure(figure, path)
 
 
-def curves(
-    axes: "Axes", lines: list[dict[str, Any]], measure: str, style: str, suffix: str = ""
-) -> None:
+def curves(axes: "Axes", lines: list[dict[str, Any]], measure: str, style: str) -> None:
     """One curve per model, with bars from the slowest to the fastest round."""
     for number, name in enumerate(dict.fromkeys(line["model"] for line in lines)):
         own = [line for line in lines if line["model"] == name and line[measure] is not None]
         at, values = [line["length"] for line in own], [line[measure] for line in own]
         colour = PALETTE[number % len(PALETTE)]
-        axes.plot(at, values, f"o{style}", color=colour, markersize=4, label=name + suffix)
+        axes.plot(at, values, f"o{style}", color=colour, markersize=4, label=name)
         if measure == "tokens_per_second":
             low, high = [line["slowest"] for line in own], [line["fastest"] for line in own]
             axes.vlines(at, low, high, color=colour, alpha=0.5)
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        axis.set_minor_formatter(lambda value, _: "")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
