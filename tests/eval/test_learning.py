@@ -16,9 +16,9 @@ from fox.model import FoxForCausalLM
 @pytest.mark.parametrize(
     ("task", "steps"),
     [
-        (Recall(), 100),
-        (MultiQueryRecall(training_length=32, pairs=4), 100),
-        (Passkey(training_length=32, pairs=3), 100),
+        (Recall(training_length=32), 80),
+        (MultiQueryRecall(training_length=32, pairs=4), 70),
+        (Passkey(training_length=32, pairs=3), 70),
     ],
 )
 def test_a_fox_learns_the_task_and_still_knows_it_at_four_times_the_length(
