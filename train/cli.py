@@ -60,7 +60,7 @@ Usual settings (in the YAML file, or on the command line, which wins):
   --model.learning_rate LR
   --model.init_from FOLDER               begin with a checkpoint's weights, and its model.config
   --data.files PATTERN                   your own text: .txt, .jsonl, .parquet
-  --data.dataset NAME                    or a dataset, --data.streaming true
+  --data.dataset NAME                    or a dataset; or --data.folder F, of fox-data prepare
   --data.vocab_size V                    of the tokenizer and the model
   --data.seq_len T                       tokens of a row
   --data.batch_size B                    rows of a step
