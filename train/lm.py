@@ -161,6 +161,18 @@ class FoxLM(LightningModule):
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
         }
 
+    def on_train_start(self) -> None:
+        """Gives a run that goes on the rates of its own settings, instead of the checkpoint's."""
+        if self.trainer.ckpt_path is None:
+            return
+        schedule = self.lr_schedulers()
+        assert isinstance(schedule, LambdaLR)
+        schedule.base_lrs = [self.learning_rate for _ in schedule.base_lrs]
+        rate = self.learning_rate * schedule.lr_lambdas[0](self.global_step)
+        weight_decays = (self.weight_decay, 0.0)  # of parameter_groups
+        for group, decay in zip(schedule.optimizer.param_groups, weight_decays, strict=True):
+            group["lr"], group["weight_decay"] = rate, decay
+
     @property
     def network(self) -> FoxForCausalLM:
         """The network; there after configure_model."""

@@ -17,6 +17,7 @@ from fox.checkpoints import load_checkpoint
 from fox.corpus import is_held_out, read_documents
 from fox.train.cli import main, usual_precision
 from fox.train.lm import FoxLM
+from fox.train.optim import warmup_cosine
 
 # LightningCLI calls what jsonargparse has renamed.
 pytestmark = [
@@ -135,6 +136,17 @@ def test_a_finished_run_can_be_made_longer(experiment):
     assert torch.load(LAST, weights_only=True)["global_step"] == 20
     steps = [int(row["step"]) for row in metrics() if row["train_loss"]]
     assert steps == list(range(20))
+
+
+def test_a_run_that_is_made_longer_takes_its_new_rates_from_the_next_step_on(experiment):
+    fit("--trainer.max_steps", "6")
+    rates = ("--model.learning_rate", "0.1", "--model.weight_decay", "0.5")
+    fit("--trainer.max_steps", "9", *rates, "--ckpt_path", "last")
+    expected = [0.1 * warmup_cosine(64 * step, 256, 64 * 9, 0.0) for step in (6, 7, 8)]
+    rates = [float(row["learning_rate"]) for row in metrics() if row["learning_rate"]]
+    assert rates[6:] == pytest.approx(expected)
+    groups = torch.load(LAST, weights_only=True)["optimizer_states"][0]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.0]
 
 
 def test_training_learns_and_everything_of_the_run_is_in_its_folder(experiment):
