@@ -167,7 +167,7 @@ class Mixture:
         seed: of the order.
 
     Raises:
-        ValueError: a weight gives no row of SHARED_ROWS.
+        ValueError: a weight gives no row of SHARED_ROWS, or a stream has none.
     """
 
     def __init__(self, streams: Sequence[Stream], weights: Sequence[float], seed: int) -> None:
@@ -180,7 +180,13 @@ class Mixture:
                 f"expected weights that give every source at least one of {SHARED_ROWS:,} rows, "
                 f"but got {', '.join(f'{weight:g}' for weight in weights)}"
             )
-        self.rows_per_epoch = sum(stream.rows_per_epoch for stream in streams)
+        rows = [stream.rows_per_epoch for stream in streams]
+        if min(rows) < 1:
+            raise ValueError(
+                f"expected at least one whole row in every source, but they have {rows}: lower "
+                "data.seq_len, or leave out what is too small"
+            )
+        self.rows_per_epoch = sum(rows)
         self.block = -1
 
     def row(self, number: int) -> Row:

@@ -191,6 +191,11 @@ def test_a_weight_too_small_for_any_row_is_refused(weights):
         Mixture([constant(0, 3), constant(1, 3)], weights, seed=0)
 
 
+def test_a_source_without_a_whole_row_is_refused():
+    with pytest.raises(ValueError, match=r"one whole row in every source, but they have \[3, 0\]"):
+        Mixture([constant(0, 3), constant(1, 0)], [1, 1], seed=0)
+
+
 def test_a_row_of_a_million_tokens_is_read_without_holding_the_corpus(tmp_path):
     seq_len = 1 << 20
     tokens = np.memmap(tmp_path / "tokens", np.uint16, mode="w+", shape=(1 << 27,))
