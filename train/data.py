@@ -79,7 +79,8 @@ class TextData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value, least in (("seq_len", seq_len, 2), ("batch_size", batch_size, 1)):
+        bounds = (("seq_len", seq_len, 2), ("batch_size", batch_size, 1), ("seed", seed, 0))
+        for name, value, least in bounds:
             if value < least:
                 raise ValueError(f"data.{name} must be at least {least}, but got {value}")
         self.vocab_size, self.seq_len, self.batch_size = vocab_size, seq_len, batch_size
@@ -152,7 +153,8 @@ class TextData(LightningDataModule):
         corpora = [shards.meta["train"]["sha256"] for shards in self.shards]
         weights = list(self.weights.values()) if self.weights else [1.0]
         identity = {
-            "corpus": corpora[0] if len(corpora) == 1 else dict(zip(corpora, weights, strict=True)),
+            # A list, as the order of the sources decides, too.
+            "corpus": corpora[0] if len(corpora) == 1 else [corpora, weights],
             "order": self.order,
             "seq_len": self.seq_len,
             "batch_size": self.batch_size,

@@ -76,6 +76,13 @@ def test_folders_of_different_tokenizers_are_not_mixed(prepared):
         loaded({"many": 1}, files="corpus/*.txt")
 
 
+def test_sources_in_another_order_are_other_data(prepared):
+    state = loaded({"many": 1, "few": 2}).train_dataloader().state_dict()
+    loaded({"many": 1, "few": 2}).train_dataloader().load_state_dict(state)
+    with pytest.raises(ValueError, match="the corpus that the checkpoint was trained with"):
+        loaded({"few": 2, "many": 1}).train_dataloader().load_state_dict(state)
+
+
 @pytest.mark.parametrize(
     "change", [{"folder": "few"}, {"folder": {"many": 1, "few": 1}}, {"seed": 1}]
 )
