@@ -40,7 +40,7 @@ from fox.train.resume import (
     read_checkpoint,
     tell,
 )
-from fox.train.start import start_arguments
+from fox.train.start import setting, start_arguments
 from fox.train.watch import Gates, GradientNorms, LossByPosition
 
 FRONT_PAGE = """\
@@ -285,9 +285,10 @@ def checkpoint_arguments(args: Sequence[str]) -> list[str]:
 
     They come first, so that what the command line says wins.
     """
-    if args[0] == "fit" or "--ckpt_path" not in args[:-1]:
+    file = setting(args, "ckpt_path")
+    if args[0] == "fit" or file is None:
         return list(args)
-    path = Path(args[args.index("--ckpt_path") + 1])
+    path = Path(file)
     checkpoint = read_checkpoint(path)
     settings = {
         "model": checkpoint["hyper_parameters"],

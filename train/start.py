@@ -70,10 +70,10 @@ def start_arguments(args: Sequence[str], default_root_dir: str) -> list[str]:
     Raises:
         ValueError: there is no checkpoint at the path.
     """
-    path = _setting(args, "model.init_from") if args[0] == "fit" else None
+    path = setting(args, "model.init_from") if args[0] == "fit" else None
     if path is None:
         return list(args)
-    run = Path(_setting(args, "trainer.default_root_dir") or default_root_dir)
+    run = Path(setting(args, "trainer.default_root_dir") or default_root_dir)
     begun = newest_checkpoint(run)
     if begun is None:
         model, tokenizer = load_checkpoint(path)
@@ -83,13 +83,13 @@ def start_arguments(args: Sequence[str], default_root_dir: str) -> list[str]:
     else:
         config = read_checkpoint(begun)["hyper_parameters"]["config"]
     data: dict[str, Any] = {"vocab_size": config.pop("vocab_size")}
-    if (run / TOKENIZER).is_file() and _setting(args, "data.folder") is None:
+    if (run / TOKENIZER).is_file() and setting(args, "data.folder") is None:
         data["tokenizer"] = str(run / TOKENIZER)
     settings = {"model": {"config": config}, "data": data}
     return [args[0], "--config", json.dumps(settings), *args[1:]]  # JSON is YAML
 
 
-def _setting(args: Sequence[str], name: str) -> str | None:
+def setting(args: Sequence[str], name: str) -> str | None:
     """What the arguments and the configs that they name say about a setting, the last counts."""
     found = None
     for i, arg in enumerate(args):

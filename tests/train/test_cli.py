@@ -191,7 +191,7 @@ def test_validate_needs_nothing_but_the_checkpoint_and_leaves_the_run_as_it_is(e
     fit()
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
     loss = validation()[-1]["loss"]
-    main(["validate", "--ckpt_path", str(LAST)])
+    main(["validate", f"--ckpt_path={LAST}"])
     assert abs(REPORTED["val_loss"] - loss) < 1e-6
     after = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
     assert after == before
@@ -223,6 +223,7 @@ def test_another_tokenizer_than_the_checkpoints_is_refused(experiment, capsys):
         (("--trainer.max_step", "64"), "did you mean --trainer.max_steps?"),
         (("--data.seq_len", "abc"), "Parser key \"data.seq_len\": Expected a <class 'int'>"),
         (("--data.seq_len", "1"), "data.seq_len must be at least 2, but got 1"),
+        (("--data.seed", "-1"), "data.seed must be at least 0, but got -1"),
         (("--data.files", "nothing/*.txt"), "files that match 'nothing/*.txt'"),
         (("--data.files", "empty.txt"), "the corpus is empty"),
         (("--data.batch_size", "5000"), "at least one batch, 5000 rows of 16 tokens"),
