@@ -35,7 +35,6 @@ class EvalModel:
         training_length: tokens of a training row, None if not known.
         max_length: tokens that learned position embeddings reach; None where nothing ends.
         bos: id that begins a text; None where the tokenizer has no such special token.
-        bos: id that begins a text, None if there is none.
         eos: ids that end a text.
         network: the module, in eval mode.
         native: the same where it is ours, else None.
@@ -63,7 +62,7 @@ class EvalModel:
     @torch.no_grad()
     def next_token_losses(self, ids: Tensor) -> Tensor:
         """-log p(token t + 1 | tokens 0..t): (B, T) ids -> (B, T - 1) float64, on the CPU."""
-        features = self._features(ids)[:, :-1].flatten(0, 1)  # (B * (T - 1), C)
+        features = self._features(ids[:, :-1]).flatten(0, 1)  # (B * (T - 1), C)
         targets = ids[:, 1:].flatten().to(self.device)
         losses = [
             F.cross_entropy(self.head(chunk).float(), target, reduction="none")
@@ -90,7 +89,7 @@ class EvalModel:
             log p(token | tokens before it), (B, n) float32, and whether no other token is
             likelier, (B, n) bool; on the CPU.
         """
-        features = self._features(ids)[:, -answer_tokens - 1 : -1]
+        features = self._features(ids[:, :-1])[:, -answer_tokens:]
         log_probs = self.head(features).float().log_softmax(-1)  # (B, n, V)
         answer = ids[:, -answer_tokens:].to(self.device)
         chosen = log_probs.gather(-1, answer.unsqueeze(-1)).squeeze(-1)
@@ -110,8 +109,8 @@ class EvalModel:
             for each text, log p(end | what stands before it) and whether no token of the end has a
             likelier one.
         """
-        longest = max(map(len, texts))
-        ids = torch.tensor([text + [0] * (longest - len(text)) for text in texts])
+        longest = max(map(len, texts))  # the last token of a text is scored, but not read
+        ids = torch.tensor([text[:-1] + [0] * (longest - len(text)) for text in texts])
         features = self._features(ids)  # what is padded on the right changes nothing before it
         results = []
         for row, text, length in zip(features, texts, lengths, strict=True):

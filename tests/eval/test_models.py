@@ -119,7 +119,9 @@ def test_capped_logits_are_not_taken_from_the_output_matrix(
     torch.testing.assert_close(model.next_token_log_probs(ids), log_probs(model, ids)[:, -1])
 
 
-def test_learned_positions_end_with_one_error(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_learned_positions_serve_to_the_last_and_end_with_one_error(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
@@ -129,9 +131,12 @@ def test_learned_positions_end_with_one_error(tokenizer: Tokenizer, tmp_path: Pa
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     model = load_model(str(tmp_path))
-    assert model.next_token_losses(torch.ones(1, 16, dtype=torch.int64)).shape == (1, 15)
+    text = torch.ones(1, 17, dtype=torch.int64)  # its last token is scored, but not read
+    assert model.next_token_losses(text).shape == (1, 16)
+    assert model.answer_log_probs(text, 2)[0].shape == (1, 2)
+    assert len(model.continuation_log_probs(text.tolist(), [2])) == 1
     with pytest.raises(ValueError, match="learned positions for 16 tokens, but got 17"):
-        model.next_token_losses(torch.ones(1, 17, dtype=torch.int64))
+        model.next_token_losses(torch.ones(1, 18, dtype=torch.int64))
     with pytest.raises(ValueError, match="learned positions for 16 tokens, but got 17"):
         model.generate([1] * 12, 5)
 
