@@ -1,6 +1,7 @@
 """The report of the extrapolation experiment says what the numbers say."""
 
 import importlib.util
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def result():
     return {
         "settings": {"data": {"seq_len": 8, "batch_size": 2}, "trainer": {"max_steps": 10}},
         "losses": {"models": runs, "length": 32, "rows": 7, "documents": 3},
-        "recall": {"recall": task, "mqar": task},
+        "recall": {"recall": task, "mqar": deepcopy(task)},
         "machine": {"processor": "?", "cores": 2, "gpu": None, "python": "3", "torch": "2"}
         | {"commit": "abc"},
         "seconds": 90.0,
@@ -79,6 +80,17 @@ def test_each_claim_is_told_with_the_seeds_in_which_it_held(report, tmp_path):
     ]
     assert "-0.050 (-0.200 to +0.100)" in lines[next(iter(lines))]
     assert (tmp_path / "report.png").stat().st_size > 10_000
+
+
+def test_a_task_that_neither_model_learns_tests_nothing(report):
+    numbers = result()
+    for model in numbers["recall"]["mqar"]["models"]:
+        for cell in model["cells"]:
+            cell["accuracy"] /= 2
+    outcomes = [outcome for _, _, outcome in report.claims(numbers, report.ranges_of(8, 32))]
+    assert [outcome.startswith("not tested") for outcome in outcomes[5:]] == 2 * [False] + 2 * [
+        True
+    ]
 
 
 def test_a_range_of_positions_weighs_its_bins_by_their_widths(report):
