@@ -4,6 +4,7 @@ Each task's result is kept as soon as it is there: a second call does only what 
 whose data is not at hand gives one line, and the others go on.
 """
 
+import hashlib
 import logging
 import math
 import re
@@ -77,31 +78,35 @@ def harness(
         limit: documents per task, for a quick look.
 
     Raises:
-        ValueError: no task could run.
+        ValueError: no task could run, or limit or max_length is too small.
         ModuleNotFoundError: lm_eval is not installed.
     """
-    names = [name for task in tasks for name in GROUPS.get(task, [task])]
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, but got {limit}")
+    if max_length < 2:
+        raise ValueError(f"max_length must be at least 2, but got {max_length}")
+    names = list(dict.fromkeys(name for task in tasks for name in GROUPS.get(task, [task])))
+    files = {name: local_files(name, task_folder, data) for name in names}
     run = runner(task_folder, data, max_length, limit)
     folder, missing = Path(output), {}
     results: list[dict[str, Any]] = []
     for path, tail in zip(model, tail_names(model), strict=True):
         loaded = load_model(path)
-        key = run_key(loaded.fingerprint(), task_folder, data, max_length, limit)
-        store = Store(folder / "harness.jsonl", key)
-        done = {row["asked"] for row in store.rows}
-        for name in dict.fromkeys(names):
-            if name in done or name in missing:
-                continue
-            try:
-                rows = run(name, loaded)
-            except MissingTask as error:
-                missing[name] = str(error)
-                print_line(f"{name}: left out, {error}")
-                continue
-            store.append([{"asked": name, **row} for row in rows])
-        results.append({"name": tail, "path": path, **measured(store.rows, names)})
+        weights = loaded.fingerprint()
+        rows: list[dict[str, Any]] = []
+        for name in names:
+            key = run_key(weights, name, files[name], max_length, limit)
+            store = Store(folder / "harness.jsonl", key)
+            if not store.rows and name not in missing:
+                try:
+                    store.append(run(name, loaded))
+                except MissingTask as error:
+                    missing[name] = str(error)
+                    print_line(f"{name}: left out, {error}")
+            rows += store.rows
+        results.append({"name": tail, "path": path, "tasks": rows, "averages": averages(rows)})
     if not any(result["tasks"] for result in results):
-        raise ValueError(f"none of the tasks could run: {', '.join(dict.fromkeys(names))}")
+        raise ValueError(f"none of the tasks could run: {', '.join(names)}")
     about = {"max_length": max_length, "limit": limit, "missing": missing}
     write_json(folder / "harness.json", {**about, "models": results})
     write_csv(
@@ -114,6 +119,19 @@ def harness(
 
 class MissingTask(Exception):
     """A task that cannot run here, and why, in one line."""
+
+
+def local_files(name: str, task_folder: str | None, data: str | None) -> list[tuple[str, str]]:
+    """Paths and digests of the user's files that a task is made of."""
+    if name in GROUPS["longbench"]:
+        paths = [] if data is None else [Path(data) / f"{name.removeprefix(PREFIX)}.jsonl"]
+    else:
+        paths = [] if task_folder is None else sorted(Path(task_folder).rglob("*"))
+    return [
+        (str(path), hashlib.sha256(path.read_bytes()).hexdigest())
+        for path in paths
+        if path.is_file() and path.suffix != ".pyc"
+    ]
 
 
 def runner(task_folder: str | None, data: str | None, max_length: int, limit: int | None) -> Run:
@@ -132,8 +150,8 @@ def runner(task_folder: str | None, data: str | None, max_length: int, limit: in
     manager: list[TaskManager] = []  # made at need: it reads hundreds of files
 
     def run(name: str, model: EvalModel) -> list[dict[str, Any]]:
-        short = name.removeprefix(PREFIX)
-        if short != name and short in TASKS:
+        if name in GROUPS["longbench"]:
+            short = name.removeprefix(PREFIX)
             with missing_data():
                 records = read_records(short, data)[:limit]
             row = longbench(model, short, records, max_length)
@@ -155,8 +173,9 @@ def missing_data() -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError) as error:
-        lines = str(error).strip("'\"\n").splitlines() or [type(error).__name__]
-        raise MissingTask(lines[0]) from None
+        # A KeyError spells its message in quotes.
+        message = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        raise MissingTask(message.split("\n")[0] or type(error).__name__) from None
 
 
 def run_lm_eval(
@@ -190,13 +209,18 @@ def run_lm_eval(
                 "task": name,
                 "metric": metric,
                 "value": value,
-                "standard_error": share_error(value, samples) if metric in SHARES else None,
+                "standard_error": share_error(value, samples) if of_answers(metric) else None,
                 "samples": samples,
                 "main": metric == main,
             }
             for metric, value in values.items()
         ]
     return rows
+
+
+def of_answers(metric: str) -> bool:
+    """Whether a metric, which may name a filter behind a comma, is a share of right answers."""
+    return metric.split(",")[0] in SHARES
 
 
 def share_error(share: float, samples: int | None) -> float | None:
@@ -265,7 +289,12 @@ def language_model(model: EvalModel, max_length: int) -> "TemplateLM":
                     until = options.get("until") or []
                     until = [until] if isinstance(until, str) else until
                     new_tokens = options.get("max_gen_toks", 256)
-                    ids = self.tok_encode(context)[-(max_length - new_tokens) :]
+                    if (room := max_length - new_tokens) < 1:
+                        raise ValueError(
+                            f"max_length must leave room for a prompt beside {new_tokens} new "
+                            f"tokens, but got {max_length}"
+                        )
+                    ids = self.tok_encode(context)[-room:] or [start]
                     new = model.generate(ids, new_tokens, until)
                     ends = "|".join(map(re.escape, until)) or r"\Z"
                     answers.append(re.split(ends, model.tokenizer.decode(new), maxsplit=1)[0])
@@ -275,20 +304,14 @@ def language_model(model: EvalModel, max_length: int) -> "TemplateLM":
     return Model()
 
 
-def measured(rows: list[dict[str, Any]], names: list[str]) -> dict[str, Any]:
-    """The rows of the tasks asked for, and each average all of whose tasks are there."""
-    asked = [
-        {key: value for key, value in row.items() if key != "asked"}
-        for row in rows
-        if row["asked"] in names
-    ]
-    main = {row["task"]: row["value"] for row in asked if row["main"]}
-    averages = {
+def averages(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Each average of main metrics all of whose tasks are there."""
+    main = {row["task"]: row["value"] for row in rows if row["main"]}
+    return {
         name: fmean(main[task] for task in tasks)
         for name, tasks in AVERAGES.items()
         if set(tasks) <= main.keys()
     }
-    return {"tasks": asked, "averages": averages}
 
 
 def report(results: list[dict[str, Any]]) -> None:
@@ -309,7 +332,7 @@ def report(results: list[dict[str, Any]]) -> None:
 
 def is_share(row: dict[str, Any]) -> bool:
     """Whether a metric is a score in [0, 1], not a perplexity."""
-    return row["metric"] in SHARES or row["task"].removeprefix(PREFIX) in TASKS
+    return of_answers(row["metric"]) or row["task"] in GROUPS["longbench"]
 
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:

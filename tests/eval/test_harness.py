@@ -9,7 +9,7 @@ import datasets
 import pytest
 
 from fox.eval import harness as module
-from fox.eval.harness import AVERAGES, harness, language_model, measured
+from fox.eval.harness import AVERAGES, averages, harness, is_share, language_model
 from fox.eval.models import load_model
 from fox.files import read_json
 
@@ -55,6 +55,20 @@ def test_a_model_answers_lm_eval_as_lm_evals_own_wrapper_does(
     options = {"until": ["return", "x"], "max_gen_toks": 8}
     questions = requests("generate_until", ("def measure_cloud(", options), ("a " * 60, options))
     assert ours.generate_until(questions) == theirs.generate_until(questions)
+    with pytest.raises(ValueError, match="room for a prompt beside 24 new tokens, but got 24"):
+        ours.generate_until(requests("generate_until", ("def", {"max_gen_toks": 24})))
+
+
+@pytest.mark.parametrize(
+    ("limit", "max_length", "message"),
+    [
+        (0, 9, "limit must be at least 1, but got 0"),
+        (None, 1, "max_length must be at least 2, but got 1"),
+    ],
+)
+def test_too_small_numbers_are_refused(limit: int | None, max_length: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        harness(["nowhere"], "nowhere", limit=limit, max_length=max_length)
 
 
 def test_tasks_run_once_and_what_is_missing_is_named(
@@ -89,7 +103,9 @@ def test_tasks_run_once_and_what_is_missing_is_named(
     assert share["standard_error"] == pytest.approx(
         (share["value"] * (1 - share["value"]) / 2) ** 0.5
     )
-    assert "No such file" in result["missing"]["longbench_trec"]
+    missing = tmp_path / "trec.jsonl"
+    told = f"[Errno 2] No such file or directory: '{missing}'"
+    assert result["missing"]["longbench_trec"] == told
     assert "martian" in result["missing"]["martian"]
     printed = capsys.readouterr().out
     assert "longbench_trec: left out" in printed
@@ -107,6 +123,9 @@ def test_tasks_run_once_and_what_is_missing_is_named(
     again = run("a", [checkpoint, llama], wanted[:2])
     assert asked == [(llama, "fox_choice"), (llama, "fox_text")]
     assert again["models"][0]["tasks"] == rows[:2]
+    (tmp_path / "qasper.jsonl").write_text(2 * (json.dumps(record) + "\n"))
+    (changed,) = run("a", [checkpoint], ["longbench_qasper"])["models"][0]["tasks"]
+    assert (rows[2]["samples"], changed["samples"]) == (1, 2)
     with pytest.raises(ValueError, match="none of the tasks could run: martian"):
         run("b", [checkpoint], ["martian"])
 
@@ -114,12 +133,14 @@ def test_tasks_run_once_and_what_is_missing_is_named(
 def test_an_average_needs_all_its_tasks() -> None:
     tasks = AVERAGES["paper's average"]
     assert len(tasks) == 10
-    rows = [
-        {"asked": task, "task": task, "value": number / 10, "main": True}
-        for number, task in enumerate(tasks)
-    ]
-    assert measured(rows, tasks)["averages"] == {"paper's average": pytest.approx(0.45)}
-    assert measured(rows[1:], tasks)["averages"] == {}
+    rows = [{"task": task, "value": number / 10, "main": True} for number, task in enumerate(tasks)]
+    assert averages(rows) == {"paper's average": pytest.approx(0.45)}
+    assert averages(rows[1:]) == {}
+
+
+def test_a_share_of_right_answers_is_one_behind_any_filter() -> None:
+    assert is_share({"task": "gsm8k", "metric": "exact_match,strict-match"})
+    assert not is_share({"task": "wikitext", "metric": "word_perplexity"})
 
 
 def test_without_lm_eval_the_extra_is_named(
