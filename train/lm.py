@@ -101,15 +101,26 @@ class FoxLM(LightningModule):
         """Refuses what we do in another way; groups the devices that share rows.
 
         Raises:
-            ValueError: trainer.accumulate_grad_batches is not 1, the strategy would write a
+            ValueError: a setting of the trainer is of no effect here, the strategy would write a
                 checkpoint in parts, or devices or tokens cannot be divided by context_parallel.
         """
-        if self.trainer.accumulate_grad_batches != 1:
-            raise ValueError(
-                f"expected trainer.accumulate_grad_batches = 1, but got "
-                f"{self.trainer.accumulate_grad_batches}: data.batch_size counts the rows of a "
-                "whole step, and model.micro_batch_tokens divides them into passes"
-            )
+        for name, allowed, why in (
+            (
+                "accumulate_grad_batches",
+                (1,),
+                "data.batch_size counts the rows of a whole step, and model.micro_batch_tokens "
+                "divides them into passes",
+            ),
+            ("gradient_clip_algorithm", ("norm", None), "the global norm is what is clipped"),
+            (
+                "precision",
+                ("bf16-mixed", "bf16-true", "32-true", "64-true"),
+                "float16 needs scaled gradients, which would be clipped as if they were not",
+            ),
+        ):
+            value = getattr(self.trainer, name)
+            if value not in allowed:
+                raise ValueError(f"expected trainer.{name} = {allowed[0]}, but got {value}: {why}")
         if getattr(self.trainer.strategy, "_save_distributed_checkpoint", False):
             raise ValueError(
                 "expected a strategy that writes one whole checkpoint, but got "

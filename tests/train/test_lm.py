@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from lightning import Trainer
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 
@@ -121,6 +122,8 @@ def test_passes_hold_as_many_rows_as_the_tokens_allow_and_one_at_least():
     ("settings", "message"),
     [
         ({"accumulate_grad_batches": 2}, "model.micro_batch_tokens divides them into passes"),
+        ({"gradient_clip_algorithm": "value"}, "gradient_clip_algorithm = norm, but got"),
+        ({"plugins": [MixedPrecision("16-mixed", "cpu")]}, "precision = bf16-mixed, but got 16"),
         ({"strategy": ModelParallelStrategy()}, "pass --trainer.strategy fsdp2"),
     ],
 )
