@@ -250,6 +250,8 @@ def report(result: dict[str, Any]) -> None:
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """Loss by position, what the first model has less of it, and perplexity of the first tokens."""
+    from matplotlib.ticker import LogFormatter
+
     models = result["models"]
     panels = 3 if len(models) > 1 else 2
     figure = new_figure(5.6 * panels, 4.8)
@@ -274,8 +276,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
     scales = (np.exp, lambda perplexity: np.log(np.maximum(perplexity, 1e-9)))
     left.secondary_yaxis("right", functions=scales).set_ylabel("perplexity")
     right.set_yscale("log")
-    right.yaxis.set_major_formatter(lambda value, _: f"{value:,.4g}")
-    right.yaxis.set_minor_formatter(lambda value, _: f"{value:,.4g}")
+    right.yaxis.set_major_formatter(LogFormatter())
+    right.yaxis.set_minor_formatter(LogFormatter())  # labels within a decade where there is room
     position = "tokens before the predicted one"
     for axes, title, xlabel, ylabel in (
         (left, "Loss at a position", position, "loss (nats per token)"),

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,12 +10,14 @@ import torch
 from tokenizers import Tokenizer
 
 from fox.corpus import Document
+from fox.eval import per_token_loss as module
 from fox.eval import text
 from fox.eval.models import EvalModel, load_model
 from fox.eval.per_token_loss import (
     SMOOTHING,
     Sums,
     bin_edges,
+    draw,
     per_token_loss,
     position_lines,
     score,
@@ -159,3 +162,30 @@ def test_the_smoothed_loss_is_the_mean_around_a_position() -> None:
 
 def test_bytes_are_counted_once_when_tokens_share_a_character() -> None:
     assert byte_ends(Document("a", "aé€b"), [1, 2, 2, 3, 4]) == [1, 3, 3, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("highest", "labels"), [(3000.0, ["100", "1000"]), (60.0, ["40", "50", "60"])]
+)
+def test_perplexities_have_labels_that_do_not_overlap(
+    highest: float, labels: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def point(tokens: int, perplexity: float) -> dict[str, float]:
+        loss = math.log(perplexity)
+        numbers = {"loss": loss, "perplexity": perplexity, "standard_error": 0.0}
+        return {"tokens": tokens, "first": tokens, "last": tokens, **numbers}
+
+    points = [point(32, highest), point(64, 35.0)]
+    one = {"name": "a", "training_length": None, "loss": 4.0, "bins": points, "first": points}
+    figures: list[Any] = []
+    monkeypatch.setattr(module, "save_figure", lambda figure, path: figures.append(figure))
+    draw({"models": [one], "rows": 1, "documents": 1, "length": 64}, tmp_path / "a.png")
+    figures[0].draw_without_rendering()
+    axis = figures[0].axes[-1].yaxis
+    low, high = axis.get_view_interval()
+    shown = [
+        label.get_text()
+        for label in (*axis.get_majorticklabels(), *axis.get_minorticklabels())
+        if label.get_text() and low <= label.get_position()[1] <= high
+    ]
+    assert shown == labels
