@@ -72,6 +72,11 @@ def subjects(
     return found
 
 
+def check_new_tokens(new_tokens: int) -> None:
+    if new_tokens < 1:
+        raise ValueError(f"new_tokens must be at least 1, but got {new_tokens}")
+
+
 def longest_training(tested: Sequence[Subject]) -> int:
     """Tokens of the longest training rows; those of the paper's models if none are known."""
     known = [subject.model.training_length for subject in tested]

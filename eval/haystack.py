@@ -102,8 +102,8 @@ class Haystack:
     def prompt(self, key: Key, riddle: Riddle) -> Prompt:
         """The prompt of exactly key.length tokens that hides the riddle's needles, if planted.
 
-        The text depends on the seed alone, and a prompt and its control differ in the needles
-        alone.
+        The text depends on the seed alone. A prompt's control has the same text without the
+        needles, and at its end as many more tokens of it as they had.
 
         Raises:
             ValueError: a length that leaves no room for text.

@@ -25,6 +25,7 @@ from fox.eval.grading import (
     Row,
     Subject,
     ask,
+    check_new_tokens,
     longest_training,
     mean_of,
     subjects,
@@ -103,6 +104,7 @@ def needle(
         ValueError: an empty or impossible grid or needle, or too little text.
     """
     check_grid(modes, lengths, depths, seeds)
+    check_new_tokens(new_tokens)
     standard = Statement(needle, question, cue, easy=False)
     easy = Statement(needle, question, cue, easy=True)
     documents = documents_of(files, split)

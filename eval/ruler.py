@@ -16,6 +16,7 @@ from fox.eval.grading import (
     Row,
     Subject,
     ask,
+    check_new_tokens,
     longest_training,
     mean_of,
     subjects,
@@ -93,6 +94,7 @@ def ruler(
             "expected at least one task, length and sample, "
             f"but got {len(tasks)}, {num_lengths} and {samples}"
         )
+    check_new_tokens(new_tokens)
     documents = documents_of(files, split)
     tested = subjects(model, documents, lambda haystack: TASKS)
     if lengths is None:

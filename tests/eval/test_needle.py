@@ -12,8 +12,9 @@ from torch import Tensor
 from fox.corpus import Document
 from fox.eval.grading import Subject, ask, mean_of, share_found, summarize, word_recall
 from fox.eval.haystack import Haystack
-from fox.eval.needle import Mode, check_grid, grid_keys, scaled_lengths
+from fox.eval.needle import Mode, check_grid, grid_keys, needle, scaled_lengths
 from fox.eval.riddles import CUE, NEEDLE, QUESTION, Assignment, Statement
+from fox.eval.ruler import ruler
 from fox.eval.store import Store
 
 V = 500
@@ -190,3 +191,9 @@ def test_an_impossible_grid_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         check_grid(("easy",), lengths, depths, seeds)
+
+
+@pytest.mark.parametrize("command", [needle, ruler])
+def test_a_continuation_without_tokens_is_refused(command: Callable[..., None]) -> None:
+    with pytest.raises(ValueError, match="new_tokens must be at least 1, but got 0"):
+        command(["nowhere"], "nowhere", new_tokens=0)
