@@ -101,14 +101,15 @@ def training_lines(
 
 def position_lines(result: dict[str, Any]) -> list[Line]:
     """Perplexity of short prefixes against that of the longest."""
-    lines = []
+    lines, several = [], len(result["models"]) > 1
     for model in result["models"]:
         short, long = model["first"][0], model["first"][-1]
         length = model["training_length"]
         trained = f", trained at {length:,}" if length else ""
         lines.append(
             line(
-                f"perplexity of the first {long['tokens']:,} tokens",
+                f"perplexity of the first {long['tokens']:,} tokens"
+                + (f", {model['name']}" if several else ""),
                 f"{long['perplexity']:.1f}",
                 f"first {short['tokens']}: {short['perplexity']:.1f}{trained}",
             )

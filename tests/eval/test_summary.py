@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fox.eval.summary import needle_lines, summary
+from fox.eval.summary import needle_lines, position_lines, summary
 from fox.files import read_json, write_json
 
 VALIDATION = [
@@ -54,6 +54,15 @@ def test_what_was_not_measured_is_left_out(tmp_path: Path) -> None:
 def test_a_score_near_chance_is_called_so() -> None:
     assert "near chance" in needle_lines(needle_result(0.08))[0]["beside"]
     assert "near chance" not in needle_lines(needle_result(0.5))[0]["beside"]
+
+
+def test_of_several_models_each_perplexity_names_its_own() -> None:
+    first = [{"tokens": 64, "perplexity": 9.0}]
+    models = [{"name": name, "first": first, "training_length": None} for name in ("a", "b")]
+    measures = [row["measure"] for row in position_lines({"models": models})]
+    assert measures == [f"perplexity of the first 64 tokens, {name}" for name in ("a", "b")]
+    (alone,) = position_lines({"models": models[:1]})
+    assert alone["measure"] == "perplexity of the first 64 tokens"
 
 
 def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
