@@ -115,7 +115,7 @@ def joined_lists(arguments: Sequence[str]) -> list[str]:
         joined.append(rest.pop(0))
         if joined[-1] in several:
             values = []
-            while rest and not rest[0].startswith("--"):
+            while rest and not re.match("--|-h$", rest[0]):
                 values.append(rest.pop(0))
             texts = "str" in str(several[joined[-1]])
             joined.append(json.dumps(values) if texts else f"[{', '.join(values)}]")

@@ -263,3 +263,4 @@ def test_an_option_takes_several_values_until_the_next_one() -> None:
     given = ["needle", "--lengths", "64", "128", "--files", "a b.txt", "*.txt", "--seeds", "2"]
     joined = ["needle", "--lengths", "[64, 128]", "--files", '["a b.txt", "*.txt"]', "--seeds", "2"]
     assert joined_lists(given) == joined
+    assert joined_lists(["needle", "--depths", "0", "-h"]) == ["needle", "--depths", "[0]", "-h"]
