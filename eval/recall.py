@@ -4,7 +4,6 @@ The tasks are those of fox.eval.tasks. Models of one size train on the same shor
 asked in rows up to eight times as long.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -27,7 +26,7 @@ from fox.eval.learning import (
 )
 from fox.eval.progress import progress
 from fox.eval.recall_figures import draw_by_length, draw_by_place
-from fox.eval.store import Store
+from fox.eval.store import Store, run_key
 from fox.eval.tasks import TASKS, Task, TaskName
 from fox.files import write_csv, write_json
 from fox.model import FoxForCausalLM
@@ -117,8 +116,7 @@ def learn(
     stores = {}
     for model, seed in product(models, seeds):
         parts = (task, task_config(model, task), seed, steps, tuple(lengths))
-        protocol = (BATCH, LEARNING_RATE, ROWS_PER_CELL)
-        run = hashlib.sha256(repr((parts, protocol)).encode()).hexdigest()[:16]
+        run = run_key(parts, (BATCH, LEARNING_RATE, ROWS_PER_CELL))
         stores[model, seed] = Store(folder / "recall.jsonl", run)
     missing = [key for key, store in stores.items() if not store.rows]
     total = len(missing) * (steps + len(lengths) * len(task.depths))
