@@ -46,8 +46,9 @@ def per_token_loss(
     """Loss and perplexity by position on held-out documents, far beyond the training length.
 
     Documents are cut into windows of `length` + 1 tokens, each scored on its own; what is left at
-    the end of a document is not used, so that every position averages over the same windows. A
-    second call with the same text scores only what the first one left.
+    the end of a document is not used, so that every position averages over the same windows. The
+    token that begins a text, if the model has one, stands before each window and is not counted.
+    A second call with the same text scores only what the first one left.
 
     Args:
         model: one or more models with the same tokenizer: folders, .ckpt files or hub names.
@@ -75,7 +76,7 @@ def per_token_loss(
     lines: list[dict[str, Any]] = []
     base: Sums | None = None
     for name, one in zip(names, models, strict=True):
-        path = folder / "per_token_loss" / f"{run_key(one.fingerprint(), text)}.npz"
+        path = folder / "per_token_loss" / f"{run_key(one.fingerprint(), one.bos, text)}.npz"
         sums = score(one, rows.ids, name, path)
         about = {"name": name, "training_length": one.training_length}
         base = base or sums
@@ -151,7 +152,10 @@ def score(model: EvalModel, ids: Tensor, name: str, path: Path) -> Sums:
     with progress(f"loss by position, {name}, {done} rows known", len(batches)) as advance:
         try:
             for batch in batches:
-                sums.add(model.next_token_losses(ids[done:][batch].long()), edges)
+                text = ids[done:][batch].long()
+                if model.bos is not None:
+                    text = F.pad(text, (1, 0), value=model.bos)
+                sums.add(model.next_token_losses(text)[:, -T:], edges)
                 advance("")
                 if time.monotonic() - saved > SECONDS_BETWEEN_SAVES:
                     sums.save(path)

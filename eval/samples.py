@@ -43,13 +43,13 @@ def samples(
         ValueError: too few documents are longer than the prompt.
     """
     loaded = load_model(model)
-    tokenizer = loaded.tokenizer
+    tokenizer, start = loaded.tokenizer, [] if loaded.bos is None else [loaded.bos]
     results = []
     with progress("samples", prompts) as advance:
         for document, ids in beginnings(
             tokenizer, documents_of(files, split), prompts, prompt_tokens, seed
         ):
-            new = loaded.generate(ids, new_tokens, temperature=temperature, seed=seed)
+            new = loaded.generate(start + ids, new_tokens, temperature=temperature, seed=seed)
             results.append(
                 {
                     "document": document.name,

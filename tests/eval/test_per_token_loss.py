@@ -51,6 +51,17 @@ def test_every_row_is_scored_by_the_model_in_batches(
     torch.testing.assert_close(sums.by_bin, expected.by_bin)
 
 
+def test_the_token_that_begins_a_text_is_read_and_not_counted(
+    loaded: EvalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = torch.randint(loaded.vocab_size, (2, 9))
+    monkeypatch.setattr(loaded, "bos", 7)
+    begun = torch.cat([torch.full((2, 1), 7), ids], 1)
+    expected = loaded.next_token_losses(begun)[:, 1:].sum(0)
+    sums = score(loaded, ids, "model", tmp_path / "sums.npz")
+    torch.testing.assert_close(sums.by_position, expected)
+
+
 def test_a_second_sitting_scores_only_what_the_first_one_left(
     loaded: EvalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from fox.corpus import Document
+from fox.eval.models import EvalModel
 from fox.eval.samples import as_markdown, beginnings, samples
 from fox.files import read_json
 
@@ -19,6 +20,21 @@ def test_the_same_seed_gives_the_same_samples_and_another_seed_others(
         samples(checkpoint, output, seed=seed, new_tokens=8, files=[corpus], split="all")
         written.append(read_json(tmp_path / name / "samples.json")["samples"])
     assert written[0] == written[1] != written[2]
+
+
+def test_a_model_reads_the_token_that_begins_a_text_before_the_prompt(
+    checkpoint: str, llama: str, corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+
+    def generate(self: EvalModel, ids: list[int], *rest: object, **options: object) -> list[int]:
+        read.append(ids)
+        return [1]
+
+    monkeypatch.setattr(EvalModel, "generate", generate)
+    for model in (checkpoint, llama):
+        samples(model, str(tmp_path), prompts=1, files=[corpus], split="all")
+    assert read[1] == [0, *read[0]]
 
 
 def test_a_continuation_belongs_to_the_text_it_was_given(
