@@ -246,6 +246,11 @@ def main(args: Sequence[str] | None = None) -> None:
     except Interrupted as interrupted:
         print(f"{interrupted}: the same command goes on", flush=True)
         raise SystemExit(130) from None
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # From Ctrl-C before the first step, or again after it, Lightning makes a status of 1.
+        if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
+            raise SystemExit(130) from None
+        raise
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         if not _raised_by_us(error):
             raise

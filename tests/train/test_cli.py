@@ -15,7 +15,8 @@ import torch
 from fox import FoxForCausalLM
 from fox.checkpoints import load_checkpoint
 from fox.corpus import is_held_out, read_documents
-from fox.train.cli import main, usual_precision
+from fox.train.cli import FoxCLI, main, usual_precision
+from fox.train.data import TextData
 from fox.train.lm import FoxLM
 from fox.train.optim import warmup_cosine
 
@@ -117,6 +118,19 @@ def test_ctrl_c_finishes_the_step_and_the_run_goes_on_exactly(
     assert torch.load(LAST, weights_only=True)["global_step"] == 12
     fit()
     assert (metrics(), validation()) == unbroken
+
+
+@pytest.mark.parametrize("moment", ["prepare_data", "parse_arguments"])
+def test_ctrl_c_before_the_first_step_has_the_status_of_ctrl_c(experiment, monkeypatch, moment):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TextData if moment == "prepare_data" else FoxCLI, moment, interrupted)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as exit_info:
+        fit()
+    signal.signal(signal.SIGINT, handler)  # which Lightning ignores from then on
+    assert exit_info.value.code == 130
 
 
 def test_with_several_passes_for_a_step_a_resumed_run_is_exact_too(experiment, monkeypatch):
