@@ -39,6 +39,8 @@ class StepTable:
 
     def cut(self, step: int) -> None:
         """Forgets the rows from this step on."""
+        if not self.path.is_file():
+            return
         rows = self.rows(before=step)
         self.columns = list(rows[0]) if rows else self.columns
         self._rewrite(rows)

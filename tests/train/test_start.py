@@ -73,6 +73,7 @@ def test_a_warm_start_begins_at_the_loss_of_the_transformer_and_falls_below_it(f
     main([*FIT, "fox"])
     began, *_, ended = losses("tuned")
     assert abs(began - losses("transformer")[-1]) < 1e-4
+    assert not Path("transformer/gates.csv").exists()  # it has none
     assert ended < began - 0.05
     gates = [
         (layer.fgate_proj.weight.abs().min(), (layer.fgate_proj.bias - 13.8155).abs().min())
