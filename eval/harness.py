@@ -370,7 +370,7 @@ def bars(axes: "Axes", rows: list[dict[str, Any]], models: list[str]) -> None:
         colour = PALETTE[number % len(PALETTE)]
         axes.barh(places, values, height, xerr=errors, color=colour, ecolor=FAINT, label=name)
         for place, row, error in zip(places, own, errors, strict=True):
-            shown = f" {row['value']:.1%}" if is_share(row) else f" {row['value']:,.4g}"
+            shown = f" {row['value']:.1%}" if is_share(row) else f" {row['value']:,.2f}"
             axes.text(row["value"] + error, place, shown, va="center", fontsize=8, color=INK)
     axes.set_yticks(range(len(tasks)), tasks)
     axes.set_ylim(len(tasks) - 0.5, -0.5)

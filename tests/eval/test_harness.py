@@ -7,9 +7,10 @@ from typing import Any
 
 import datasets
 import pytest
+from matplotlib.figure import Figure
 
 from fox.eval import harness as module
-from fox.eval.harness import AVERAGES, averages, harness, is_share, language_model
+from fox.eval.harness import AVERAGES, averages, bars, harness, is_share, language_model
 from fox.eval.models import load_model
 from fox.files import read_json
 
@@ -128,6 +129,17 @@ def test_tasks_run_once_and_what_is_missing_is_named(
     assert (rows[2]["samples"], changed["samples"]) == (1, 2)
     with pytest.raises(ValueError, match="none of the tasks could run: martian"):
         run("b", [checkpoint], ["martian"])
+
+
+def test_a_bar_is_labelled_with_its_value_in_full() -> None:
+    axes = Figure().subplots()
+    metrics = {"acc": 0.25, "word_perplexity": 82237.9}
+    rows = [
+        {"task": name, "metric": name, "value": value, "standard_error": None, "model": 0}
+        for name, value in metrics.items()
+    ]
+    bars(axes, rows, ["a"])
+    assert [text.get_text() for text in axes.texts] == [" 25.0%", " 82,237.90"]
 
 
 def test_an_average_needs_all_its_tasks() -> None:
