@@ -192,4 +192,8 @@ def read_records(task: str, data: str | None) -> list[dict[str, Any]]:
         lacking = [name for name in ("context", "question", "answers") if row.get(name) is None]
         if lacking:
             raise ValueError(f"{task}, record {number}, lacks {', '.join(lacking)}")
+        if not isinstance(row["answers"], list) or not row["answers"]:
+            raise ValueError(
+                f"{task}, record {number}: expected a list of answers, but got {row['answers']!r}"
+            )
     return rows

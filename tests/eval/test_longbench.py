@@ -102,7 +102,14 @@ def test_a_task_is_scored_with_the_best_of_its_true_answers(
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "qasper has no records"), ('{"context": "a"}', "record 1, lacks question, answers")],
+    [
+        ("", "qasper has no records"),
+        ('{"context": "a"}', "record 1, lacks question, answers"),
+        (
+            '{"context": "a", "question": "b", "answers": "yes"}',
+            "record 1: expected a list of answers, but got 'yes'",
+        ),
+    ],
 )
 def test_what_is_no_longbench_data_is_refused(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "qasper.jsonl").write_text(text)
