@@ -37,7 +37,7 @@ def heat_map(
     columns: Sequence[int],
     training_length: int | None,
 ) -> None:
-    """Draw shares in [0, 1] as coloured cells with their values, on a scale fixed to 0..1.
+    """Draw shares in [0, 1] as coloured cells from 0 to 1, with their values or a colour bar.
 
     Args:
         shares: (rows, columns).
@@ -48,7 +48,7 @@ def heat_map(
     from matplotlib.colors import LinearSegmentedColormap
 
     colours = LinearSegmentedColormap.from_list("wrong to right", WRONG_TO_RIGHT)
-    axes.imshow(shares, cmap=colours, vmin=0, vmax=1, aspect="auto")
+    image = axes.imshow(shares, cmap=colours, vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(len(columns)), [f"{length:,}" for length in columns])
     axes.set_yticks(range(len(rows)), rows)
     axes.tick_params(length=0, colors=INK)
@@ -62,6 +62,8 @@ def heat_map(
             for column, value in enumerate(values):
                 colour = INK if 0.15 < value < 0.85 else "white"
                 axes.text(column, row, f"{value:.0%}", ha="center", va="center", color=colour)
+    else:
+        axes.figure.colorbar(image, ax=axes, format=lambda share, _: f"{share:.0%}")
     seen = sum(length <= training_length for length in columns) if training_length else 0
     if 0 < seen < len(columns):
         axes.axvline(seen - 0.5, color="white", linewidth=9)
