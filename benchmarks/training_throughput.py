@@ -99,12 +99,13 @@ class Llama(nn.Module):
         self,
         input_ids: Tensor,
         labels: Tensor,
+        context: None,
         shift_labels: bool,
         reduction: str,
         return_logits: bool,
     ) -> CausalLMOutput:
         """What FoxForCausalLM returns for the options that FoxLM passes."""
-        assert (shift_labels, reduction, return_logits) == (False, "sum", False)
+        assert (context, shift_labels, reduction, return_logits) == (None, False, "sum", False)
         logits = self.llama(input_ids, use_cache=False).logits.float()
         losses = F.cross_entropy(
             logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="none"
