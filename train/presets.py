@@ -46,6 +46,7 @@ def paper_run(name: str) -> dict[str, Any]:
         "trainer": {
             "default_root_dir": f"runs/{name}",
             "max_steps": steps,
+            "val_check_interval": 1024,  # divides the steps of every run: the end is validated
             "precision": "bf16-mixed",
         },
     }

@@ -24,6 +24,7 @@ FREE = {
     "trainer.strategy",
     "trainer.devices",
     "trainer.num_nodes",
+    "data.num_workers",
     "model.micro_batch_tokens",
     "model.activation_checkpointing",
     "model.compile_blocks",

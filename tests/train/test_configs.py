@@ -59,6 +59,7 @@ def test_a_run_has_the_papers_model_tokens_and_learning_rate(name):
     tokens_per_step = run["data"]["seq_len"] * run["data"]["batch_size"]
     assert tokens_per_step == 524_288
     assert run["trainer"]["max_steps"] * tokens_per_step == TOKENS[tokens]
+    assert run["trainer"]["max_steps"] % run["trainer"]["val_check_interval"] == 0
     assert run["model"]["warmup_tokens"] == 512 * tokens_per_step
     rates = {"125m": 2e-3, "360m": 2e-3, "760m": 1e-3}
     assert run["model"]["learning_rate"] == (LARGE[model] if tokens == "48b" else rates[size])
