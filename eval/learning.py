@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fox.config import FoxConfig
-from fox.eval.tasks import IGNORED, Task
+from fox.eval.tasks import Task
+from fox.loss import IGNORED
 from fox.model import FoxForCausalLM
 
 BATCH, LEARNING_RATE, ROWS_PER_CELL = 64, 3e-3, 100

@@ -11,7 +11,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-IGNORED = -100  # the label of a position that is not asked
+from fox.loss import IGNORED
+
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 TaskName = Literal["recall", "mqar", "passkey"]

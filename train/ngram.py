@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from fox.train.rows import IGNORED, Batch
+from fox.loss import IGNORED
+from fox.train.rows import Batch
 from fox.train.shards import Part
 
 ORDERS = {"unigram": 1, "bigram": 2, "trigram": 3}

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fox.loss import IGNORED
 from fox.train.shards import Part
 
-IGNORED = -100  # a label that is not counted
 SHARED_ROWS = 10_000  # rows that sources share by their weights
 Batch = dict[str, Tensor]
 Row = tuple[np.ndarray, np.ndarray]  # token ids (T,), and where a document starts (T,) bool

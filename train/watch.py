@@ -17,10 +17,11 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from fox.figures import FOX, new_figure, plain_axes, save_figure
+from fox.loss import IGNORED
 from fox.observe import Observed, computed_shares, half_life, observe
 from fox.train.lm import FoxLM
 from fox.train.records import StepTable
-from fox.train.rows import IGNORED, Batch
+from fox.train.rows import Batch
 
 CURVES = 6  # of the loss by position, from the first validation to the last
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fox.eval import learning
 from fox.eval.learning import ROWS_PER_CELL, task_config, train_and_test
-from fox.eval.tasks import IGNORED, MultiQueryRecall, Passkey, Recall, Task
+from fox.eval.tasks import MultiQueryRecall, Passkey, Recall, Task
+from fox.loss import IGNORED
 from fox.model import FoxForCausalLM
 
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from fox.eval.tasks import IGNORED, MultiQueryRecall, Passkey, Recall, Task
+from fox.eval.tasks import MultiQueryRecall, Passkey, Recall, Task
+from fox.loss import IGNORED
 
 LENGTH = 64
 

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import torch
 
+from fox.loss import IGNORED
 from fox.train.ngram import _keys, _KneserNey, ngram_losses
-from fox.train.rows import IGNORED
 from fox.train.shards import Part
 
 V = 5
