@@ -23,6 +23,10 @@ OPTIONAL = {
     "rouge_score",
     "zarr",
     "ray",
+    "gymnasium",
+    "ale_py",
+    "pyboy",
+    "PIL",
     "wandb",
 }
 FORBIDDEN = {

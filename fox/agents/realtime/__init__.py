@@ -1,0 +1,1 @@
+"""A policy that is slower than its environment, run by staggered workers: an action every tick."""

@@ -1,0 +1,1 @@
+"""Environments that do not wait: one step is one frame."""
