@@ -1,0 +1,131 @@
+"""Pictures of realtime agents: curves, learning, workers, regret."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fox.figures import FAINT, INK, PALETTE, new_figure, plain_axes, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+MARKERS = "osD^v"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points of one legend entry.
+
+    Attributes:
+        name: in the legend.
+        x, y: of the points, x ascending.
+        low, high: of a band around y, if there is one.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+
+
+def draw_curves(
+    path: Path,
+    curves: Sequence[Curve],
+    *,
+    title: str,
+    xlabel: str,
+    ylabel: str,
+    log_x: bool = False,
+    log_y: bool = False,
+    lines: Mapping[str, float] | None = None,
+    about: str = "",
+) -> None:
+    """One panel of curves: return against delay or model size, workers against inference time.
+
+    Args:
+        path: the PNG.
+        curves: drawn in the palette's order.
+        title, xlabel, ylabel: of the panel.
+        log_x, log_y: logarithmic axes.
+        lines: heights of dotted lines by their names, such as chance.
+        about: a faint sentence below, such as what the bands are.
+    """
+    figure = new_figure(6.8, 4.4)
+    axes = figure.subplots()
+    if log_x:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:,g}")
+    if log_y:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:,g}")
+    plain_axes(axes, title, xlabel, ylabel)
+    for number, curve in enumerate(curves):
+        marker = MARKERS[number % len(MARKERS)] if len(curve.x) <= 40 else None
+        _draw_curve(axes, curve, PALETTE[number % len(PALETTE)], marker)
+    for name, height in (lines or {}).items():
+        _horizontal_line(axes, name, height)
+    if len(curves) > 1:
+        axes.legend(frameon=False, fontsize=9)
+    if about:
+        figure.supxlabel(about, fontsize=8.5, color=FAINT)
+    save_figure(figure, path)
+
+
+def draw_learning(path: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Return, coverage, delay and age of weights of runs, each in its panel, against time.
+
+    Args:
+        path: the PNG.
+        runs: rows of each run's log by the run's name; keys seconds (of the run's clock), return
+            (mean reward per second of play), coverage, delay_ticks and weight_age (updates that the
+            learner was ahead of the weights behind the actions). Rows in which a value is None are
+            left out of its panel.
+    """
+    figure = new_figure(10.5, 6.2)
+    panels = figure.subplots(2, 2, sharex=True).flat
+    kinds = (
+        ("return", "Return", "reward per second"),
+        ("coverage", "Coverage", "ticks with a policy action"),
+        ("delay_ticks", "Delay", "ticks, observation to action"),
+        ("weight_age", "Age of weights", "updates behind the learner"),
+    )
+    for axes, (key, title, ylabel) in zip(panels, kinds, strict=True):
+        plain_axes(axes, title, "", ylabel)
+        for number, (name, rows) in enumerate(runs.items()):
+            points = [(row["seconds"], row[key]) for row in rows if row[key] is not None]
+            x, y = zip(*points, strict=True) if points else ((), ())
+            _draw_curve(axes, Curve(name, x, y), PALETTE[number % len(PALETTE)], None)
+        if key == "coverage":
+            axes.set_ylim(0, 1.03)
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        elif key != "return":
+            axes.set_ylim(bottom=0)
+    for axes in figure.axes[2:]:
+        axes.set_xlabel("seconds of the run", color=INK)
+    if len(runs) > 1:
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=min(4, len(runs)), frameon=False
+        )
+    save_figure(figure, path)
+
+
+def _draw_curve(axes: "Axes", curve: Curve, colour: str, marker: str | None) -> None:
+    if curve.low is not None and curve.high is not None:
+        axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
+    axes.plot(curve.x, curve.y, color=colour, marker=marker, markersize=5, label=curve.name)
+
+
+def _horizontal_line(axes: "Axes", name: str, height: float) -> None:
+    axes.axhline(height, color=FAINT, linestyle=":", linewidth=1.2)
+    axes.annotate(
+        name,
+        (0.01, height),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 3),
+        textcoords="offset points",
+        color=FAINT,
+        fontsize=8.5,
+    )
