@@ -1,0 +1,135 @@
+"""Who acts when the policy does not: default behaviours, and exploration at the due tick.
+
+Random numbers come from a counter-based generator keyed by (seed, stream, tick): a run that is
+resumed at any tick draws what the uninterrupted run would have drawn.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+# From the token of tick k, which holds o_k and the action executed at k - 1, to a_k.
+Behaviour = Callable[[np.void], int]
+
+SMALL_MODEL_BUDGET = 0.2  # of a tick
+_EXPLORE, _BETA = 0, 1  # streams
+
+
+def random_generator(seed: int, stream: int, tick: int) -> np.random.Generator:
+    """The generator of one tick, the same whenever it is asked for.
+
+    Args:
+        seed, stream: at least 0; streams with one seed are independent.
+        tick: at least 0.
+
+    Source: Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, 2011 (Philox).
+    """
+    # The low word of the counter is left to the draws within the tick.
+    return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, tick, 0, 0]))
+
+
+def beta(
+    kind: Literal["noop", "repeat", "random"], *, n_actions: int, noop: int, seed: int
+) -> Behaviour:
+    """The default behaviour which the world executes where no action has arrived.
+
+    Args:
+        kind: "noop", "repeat" (the action executed at the last tick; noop at an episode's start) or
+            "random" (uniform, drawn anew at every tick).
+        n_actions, noop: of the environment.
+        seed: of the random kind.
+
+    Raises:
+        ValueError: there is no such kind.
+    """
+    if kind == "noop":
+        return lambda token: noop
+    if kind == "repeat":
+        return lambda token: int(token["action"])
+    if kind == "random":
+        return lambda token: int(
+            random_generator(seed, _BETA, int(token["tick"])).integers(n_actions)
+        )
+    raise ValueError(
+        f"a default behaviour is noop, repeat, random or a small_model(), but got {kind!r}"
+    )
+
+
+def small_model(act: Behaviour, token: np.void, step_seconds: float) -> Behaviour:
+    """A model that is small enough to be run inline at each tick without an action.
+
+    Args:
+        act: the model, from a token to an action.
+        token: an example, to measure on.
+        step_seconds: the environment's step M.
+
+    Raises:
+        ValueError: act takes longer than 0.2 M (the median of 20 calls).
+    """
+    seconds = []
+    for _ in range(20):
+        start = time.perf_counter()
+        act(token)
+        seconds.append(time.perf_counter() - start)
+    median = float(np.median(seconds))
+    if median > SMALL_MODEL_BUDGET * step_seconds:
+        raise ValueError(
+            f"a small model must act within {SMALL_MODEL_BUDGET} of a step, "
+            f"{1000 * SMALL_MODEL_BUDGET * step_seconds:.2f} ms, but this one takes "
+            f"{1000 * median:.2f} ms: make it smaller, or the step longer"
+        )
+    return act
+
+
+@dataclass(frozen=True)
+class Exploration:
+    """Epsilon-greedy choice, made at the due tick, so that random actions have the same delay.
+
+    Ticks come in blocks of `hold_ticks`: one draw decides for a whole block whether it is random,
+    and with which action, since single frames of random actions cancel each other.
+
+    Args:
+        n_actions: of the environment.
+        seed: at least 0.
+        first, last: epsilon at tick 0, and from tick `decay_ticks` on; linear in between.
+        decay_ticks: at least 1.
+        hold_ticks: length of a block, at least 1.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    n_actions: int
+    seed: int
+    first: float = 1.0
+    last: float = 0.05
+    decay_ticks: int = 100_000
+    hold_ticks: int = 1
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.last <= 1 and 0 <= self.first <= 1):
+            raise ValueError(
+                "epsilon is a probability: first and last must lie in 0..1, "
+                f"but got {self.first} and {self.last}"
+            )
+        for name in ("n_actions", "decay_ticks", "hold_ticks"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"Exploration.{name} must be at least 1, but got {getattr(self, name)}"
+                )
+
+    def epsilon(self, tick: int) -> float:
+        """The share of random actions around this tick."""
+        done = min(tick / self.decay_ticks, 1.0)
+        return self.first + done * (self.last - self.first)
+
+    def __call__(self, tick: int) -> int | None:
+        """The random action to execute at this tick, or None for the policy's own."""
+        block = tick // self.hold_ticks
+        generator = random_generator(self.seed, _EXPLORE, block)
+        if generator.random() >= self.epsilon(block * self.hold_ticks):
+            return None
+        return int(generator.integers(self.n_actions))
