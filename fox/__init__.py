@@ -17,5 +17,13 @@ from fox.cache import FoxCache
 from fox.config import FoxConfig
 from fox.layers import ForgettingAttention
 from fox.model import FoxForCausalLM, FoxModel
+from fox.policy import FoxPolicy
 
-__all__ = ["ForgettingAttention", "FoxCache", "FoxConfig", "FoxForCausalLM", "FoxModel"]
+__all__ = [
+    "ForgettingAttention",
+    "FoxCache",
+    "FoxConfig",
+    "FoxForCausalLM",
+    "FoxModel",
+    "FoxPolicy",
+]
