@@ -21,7 +21,7 @@ Dist = Callable[[int, int], np.ndarray]
 
 
 def behind(i: int, N: int) -> np.ndarray:
-    """(N,): dist(j, i) = (j - i) mod N, the number of slots by which worker j is behind worker i."""
+    """(N,): dist(j, i) = (j - i) mod N, the slots by which worker j comes behind worker i."""
     return (np.arange(N) - i) % N
 
 
@@ -152,7 +152,7 @@ class SlotGrid:
         passed = math.ceil((t - self._slot) / spacing - 1e-9)  # whoever is free at a slot takes it
         slot = self._slot + spacing * max(0, passed)
         self._slot = slot + spacing
-        return max(0.0, slot - t)
+        return slot - t
 
     def finished(self, i: int, x: float) -> float:
         self.T = max(self.T, x)
