@@ -1,0 +1,232 @@
+"""The learner: deep Q-learning on sequences of the log, with the delay aligned.
+
+Legend: B sequences, T tokens, P decisions of each sequence, K those of them that are trained,
+A actions, N weights.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils import parameters_to_vector
+
+from fox.agents.realtime.dqn import (
+    bootstrap_discount,
+    double_q_target,
+    huber,
+    n_step_return,
+    q_target,
+    td_error,
+)
+from fox.agents.realtime.policy import RealtimePolicy, load_flat
+from fox.agents.realtime.replay import Replay, Sequences
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """How the learner learns.
+
+    Args:
+        batch_size: sequences per update.
+        burn_in: tokens that a sequence begins with, for the trunk to remember.
+        train: decisions per sequence, one token each after the burn-in.
+        n_step: ticks of reward in a target before the value.
+        gamma: discount per tick.
+        learning_rate: Adam's.
+        max_grad_norm: gradients longer than this are scaled down to it.
+        target_every: updates between two updates of the target network.
+        target_rate: how far that goes towards the online network: 1 copies it, and Polyak averaging
+            is a small rate with target_every = 1.
+        double: the online network chooses the action that the target network evaluates.
+        learn_from_beta: train on the default behaviour's actions, too.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    batch_size: int = 16
+    burn_in: int = 32
+    train: int = 32
+    n_step: int = 1
+    gamma: float = 0.99
+    learning_rate: float = 1e-4
+    max_grad_norm: float = 10.0
+    target_every: int = 1000
+    target_rate: float = 1.0
+    double: bool = False
+    learn_from_beta: bool = False
+
+    def __post_init__(self) -> None:
+        least = {"burn_in": 0, "learning_rate": 0, "max_grad_norm": 0, "gamma": 0, "target_rate": 0}
+        for name in ("batch_size", "train", "n_step", "target_every", *least):
+            if getattr(self, name) < least.get(name, 1):
+                raise ValueError(
+                    f"learner.{name} must be at least {least.get(name, 1)}, "
+                    f"but got {getattr(self, name)}"
+                )
+        for name in ("gamma", "target_rate"):
+            if getattr(self, name) > 1:
+                raise ValueError(f"learner.{name} must be at most 1, but got {getattr(self, name)}")
+
+
+class Learner:
+    """Deep Q-learning with a target network.
+
+    The weights are one vector that the policy's parameters are views of: what is clipped and
+    stepped is that vector, and what is published is a copy of it. Update u draws its batch from a
+    generator keyed by (seed, u): a resumed learner goes on bit for bit.
+
+    Args:
+        policy: its parameters are trained, in place.
+        replay: open for reading suffices.
+        config: how.
+        seed: of the batches.
+
+    Attributes:
+        version: updates so far, which number the weights.
+    """
+
+    def __init__(
+        self, policy: RealtimePolicy, replay: Replay, config: LearnerConfig, seed: int
+    ) -> None:
+        self.policy, self.replay, self.config, self.seed = policy, replay, config, seed
+        self.target = copy.deepcopy(policy).requires_grad_(False)
+        self._weights, self._target_weights = _flattened(policy), _flattened(self.target)
+        self._optimizer = torch.optim.Adam([self._weights], lr=config.learning_rate, fused=True)
+        self.version = 0
+
+    def step(self) -> dict[str, float]:
+        """One update: sample, gradient, Adam; returns the metrics of `gradients`.
+
+        Raises:
+            ValueError: there are not enough rows yet.
+        """
+        gradient, metrics = self.gradients(self.sample())
+        self.apply([gradient])
+        return metrics
+
+    def sample(self) -> Sequences:
+        """The batch of this update."""
+        config = self.config
+        return self.replay.sample(
+            np.random.default_rng([self.seed, self.version]),
+            batch_size=config.batch_size,
+            burn_in=config.burn_in,
+            train=config.train,
+            n_step=config.n_step,
+            learn_from_beta=config.learn_from_beta,
+            fresh=self.policy.config.fresh,
+        )
+
+    def gradients(self, sequences: Sequences) -> tuple[Tensor, dict[str, float]]:
+        """The clipped gradient (N,) of the mean Huber loss; nothing in the learner changes.
+
+        Several learners, each with its own weights, may hand theirs to the one that applies them.
+
+        Returns:
+            the gradient and loss, q (mean value of the executed actions), td_error (mean absolute),
+            grad_norm (before clipping) and trained (share of the decisions that were trainable).
+        """
+        keep = torch.from_numpy(sequences.trainable)
+        target_t = self._target(sequences, keep)
+        q_t = self._q_t(sequences, keep)
+        a_t = torch.from_numpy(sequences.action_t)[keep]
+        error = td_error(q_t, a_t, target_t)
+        count = max(len(error), 1)
+        loss = huber(error, 1.0).sum() / count
+        parts = torch.autograd.grad(loss, list(self.policy.parameters()), materialize_grads=True)
+        gradient = torch.cat([part.flatten() for part in parts])
+        norm = gradient.norm()
+        gradient *= (self.config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        error = error.detach()
+        metrics = {
+            "loss": loss.detach(),
+            "q": (target_t - error).sum() / count,
+            "td_error": error.abs().sum() / count,
+            "grad_norm": norm,
+            "trained": keep.float().mean(),
+        }
+        return gradient, {name: float(value) for name, value in metrics.items()}
+
+    def apply(self, gradients: Sequence[Tensor]) -> None:
+        """One step of Adam along the mean of the gradients (N,), and the target network's share."""
+        self._weights.grad = torch.stack(list(gradients)).mean(0)
+        self._optimizer.step()
+        self.version += 1
+        if self.version % self.config.target_every == 0:
+            self._target_weights.lerp_(self._weights, self.config.target_rate)
+
+    def weights(self) -> np.ndarray:
+        """(N,) float32, a copy, in the order of policy.parameters()."""
+        return self._weights.numpy().copy()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next update depends on, beside the log."""
+        return {
+            "version": self.version,
+            "weights": self._weights.clone(),
+            "target_weights": self._target_weights.clone(),
+            "optimizer": copy.deepcopy(self._optimizer.state_dict()),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where state_dict() was taken.
+
+        Raises:
+            ValueError: the weights are another policy's.
+        """
+        if state["weights"].shape != self._weights.shape:
+            raise ValueError(
+                f"the policy has {len(self._weights)} weights, but the state to load has "
+                f"{len(state['weights'])}: was it made with another policy.* config?"
+            )
+        self.version = state["version"]
+        self._weights.copy_(state["weights"])
+        self._target_weights.copy_(state["target_weights"])
+        self._optimizer.load_state_dict(state["optimizer"])
+
+    def _q_t(self, sequences: Sequences, keep: Tensor) -> Tensor:
+        """(K, A), online values of the states in which the trained decisions were executed."""
+        first, last = self.config.burn_in, self.config.burn_in + self.config.train
+        h = _features(self.policy, sequences, last)[:, first:]
+        fresh = None if sequences.obs_t is None else torch.from_numpy(sequences.obs_t)[keep]
+        return self.policy.head(h[keep], torch.from_numpy(sequences.committed_t)[keep], fresh)
+
+    @torch.no_grad()
+    def _target(self, sequences: Sequences, keep: Tensor) -> Tensor:
+        """(K,), what the trained decisions' values shall become."""
+        q_tpm = self._q_tpm(self.target, sequences, keep)
+        steps = torch.from_numpy(sequences.steps)[keep]
+        gamma, terminated_tpm = self.config.gamma, torch.from_numpy(sequences.terminated_tpm)[keep]
+        return_t = n_step_return(torch.from_numpy(sequences.reward_t)[keep], steps, gamma)
+        discount_tpm = bootstrap_discount(steps, terminated_tpm, gamma)
+        if not self.config.double:
+            return q_target(return_t, discount_tpm, q_tpm)
+        q_tpm_online = self._q_tpm(self.policy, sequences, keep)
+        return double_q_target(return_t, discount_tpm, q_tpm, q_tpm_online)
+
+    def _q_tpm(self, policy: RealtimePolicy, sequences: Sequences, keep: Tensor) -> Tensor:
+        """(K, A), values of the states at which the trained decisions' returns end."""
+        h = _features(policy, sequences, sequences.tokens["tick"].shape[1])
+        row, p = keep.nonzero(as_tuple=True)
+        h_tpm = h[row, self.config.burn_in + p + torch.from_numpy(sequences.steps)[keep]]
+        fresh = None if sequences.obs_tpm is None else torch.from_numpy(sequences.obs_tpm)[keep]
+        return policy.head(h_tpm, torch.from_numpy(sequences.committed_tpm)[keep], fresh)
+
+
+def _features(policy: RealtimePolicy, sequences: Sequences, T: int) -> Tensor:
+    """(B, T, F) of the first T tokens."""
+    tokens = {name: torch.from_numpy(field[:, :T]) for name, field in sequences.tokens.items()}
+    tokens |= {name: tokens[name].long() for name in ("action", "source")}  # to look up embeddings
+    return policy.window(policy.encode(tokens), tokens["start"])
+
+
+def _flattened(policy: RealtimePolicy) -> Tensor:
+    """The weights (N,), made into the memory of the policy's parameters."""
+    flat = parameters_to_vector(policy.parameters()).detach().numpy().copy()
+    load_flat(policy, flat)
+    return torch.from_numpy(flat)
