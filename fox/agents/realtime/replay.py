@@ -6,9 +6,11 @@ P decisions each, n steps of a return, W committed actions.
 """
 
 import fcntl
+import os
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -89,7 +91,7 @@ class Replay:
         if not (folder / "count.npy").exists():
             raise ValueError(f"expected a replay in {folder}, but there is no count.npy")
         self.folder = folder
-        self._lock = _locked(folder / "count.npy") if write else None
+        self._lock = weakref.finalize(self, os.close, _locked(folder)) if write else None
         mode: Any = "r+" if write else "r"
 
         def column(name: str) -> np.ndarray:
@@ -145,6 +147,11 @@ class Replay:
         """
         return cls(folder, write)
 
+    def close(self) -> None:
+        """Lets another process write; can be called twice."""
+        if self._lock is not None:
+            self._lock()
+
     @property
     def count(self) -> int:
         """Rows ever written, which is the next row's number."""
@@ -181,8 +188,10 @@ class Replay:
             ValueError: the log is open for reading, ticks are missing within an episode, obs_tick
                 and d disagree, or the token is another environment's.
         """
-        if self._lock is None:
-            raise ValueError(f"the replay in {self.folder} is open for reading: pass write=True")
+        if self._lock is None or not self._lock.alive:
+            raise ValueError(
+                f"the replay in {self.folder} is not open for writing: pass write=True"
+            )
         if token.dtype != self.dtype:
             raise ValueError(f"expected a token of {self.dtype}, but got {token.dtype}")
         count, tick = self.count, int(token["tick"])
@@ -320,17 +329,17 @@ class Replay:
         )
 
 
-def _locked(path: Path) -> BinaryIO:
-    """The file, open and locked; the lock ends with the process, however that ends."""
-    file = path.open("rb")
+def _locked(folder: Path) -> int:
+    """A descriptor that holds the writer's lock, until it is closed or the process ends."""
+    descriptor = os.open(folder / "count.npy", os.O_RDONLY)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.close()
+        os.close(descriptor)
         raise ValueError(
-            f"the replay in {path.parent} has a writer already: end that process first"
+            f"the replay in {folder} has a writer already: end that process first"
         ) from None
-    return file
+    return descriptor
 
 
 def _write_zeros(path: Path, kind: np.dtype, shape: tuple[int, ...]) -> None:
