@@ -6,7 +6,7 @@ Legend: B batch, T time, C width, H query heads, K key and value heads, D head s
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -113,6 +113,23 @@ class SwiGLU(nn.Module):
         """(B, T, C) -> (B, T, C)."""
         gate, up = self.gate_proj(x).chunk(2, dim=-1)
         return self.down_proj(self.activation(gate) * up)
+
+
+class Heads(NamedTuple):
+    """What a layer's input becomes for attention.
+
+    Attributes:
+        q: (B, T, H, D). k, v: (B, T, K, D), shifted and normalised, not rotated.
+        log_f: (B, T, H) float32, -inf where a document starts; None without gates and starts.
+        k_rows, v_rows: (B, T, K, D), not shifted: the last one is the next chunk's state.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    log_f: Tensor | None
+    k_rows: Tensor
+    v_rows: Tensor
 
 
 class ForgettingAttention(nn.Module):
@@ -262,12 +279,12 @@ class ForgettingAttention(nn.Module):
         if cache is not None and seq_start is not None:
             tokens = [T - start for start in seq_start.tolist()]
 
-        q = self.q_proj(x).unflatten(-1, (self.num_heads, self.head_dim))
-        k_rows, v_rows = (None, None) if cache is None else (cache.k_rows, cache.v_rows)
-        k, k_new = self._project(self.k_proj, x, k_rows, document_starts, padding, context)
-        v, v_new = self._project(self.v_proj, x, v_rows, document_starts, padding, context)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+        k_tail, v_tail = (None, None) if cache is None else (cache.k_rows, cache.v_rows)
+        k_state = None if k_tail is None else k_tail.back(0)
+        v_state = None if v_tail is None else v_tail.back(0)
+        q, k, v, log_f, k_rows, v_rows = self.heads(
+            x, k_state, v_state, document_starts, padding, context
+        )
         if self.rope_base is not None:
             if cache is not None:
                 position = cache.positions(T, tokens, x.device)
@@ -280,20 +297,43 @@ class ForgettingAttention(nn.Module):
             position = position.clamp(min=0)
             q, k = rotate(q, position, self.rope_base), rotate(k, position, self.rope_base)
 
-        log_f = self.log_gates(x)
-        if document_starts is not None:
-            log_f = torch.zeros(q.shape[:3], device=x.device) if log_f is None else log_f
-            log_f = log_f.masked_fill(document_starts[:, :, None], -math.inf)
         if self.observer is not None:
             self.observer(q, k, log_f)
         if cache is not None:
             out = self._decode(q, k, v, log_f, tokens, cache)
-            for rows, new in ((k_rows, k_new), (v_rows, v_new)):
-                if rows is not None:
-                    rows.append(new, tokens)
+            for tail, new in ((k_tail, k_rows), (v_tail, v_rows)):
+                if tail is not None:
+                    tail.append(new, tokens)
         else:
             out = self._attend(q, k, v, log_f, seq_start, context)
+        return self.output(out, x)
 
+    def heads(
+        self,
+        x: Tensor,
+        k_state: Tensor | None = None,
+        v_state: Tensor | None = None,
+        document_starts: Tensor | None = None,
+        padding: Tensor | None = None,
+        context: ContextSplit | None = None,
+    ) -> Heads:
+        """(B, T, C) -> what attention reads, but for the rotation.
+
+        The states (B, K, D) are the rows before the first token; `padding` is (B, T) bool.
+        """
+        q = self.q_proj(x).unflatten(-1, (self.num_heads, self.head_dim))
+        k, k_rows = self._project(self.k_proj, x, k_state, document_starts, padding, context)
+        v, v_rows = self._project(self.v_proj, x, v_state, document_starts, padding, context)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        log_f = self.log_gates(x)
+        if document_starts is not None:
+            log_f = torch.zeros(q.shape[:3], device=x.device) if log_f is None else log_f
+            log_f = log_f.masked_fill(document_starts[:, :, None], -math.inf)
+        return Heads(q, k, v, log_f, k_rows, v_rows)
+
+    def output(self, out: Tensor, x: Tensor) -> Tensor:
+        """What attention returned (B, T, H, D), and the layer's input (B, T, C) -> (B, T, C)."""
         if self.output_norm is not None:
             out = self.output_norm(out)
         out = out.flatten(2)
@@ -315,13 +355,12 @@ class ForgettingAttention(nn.Module):
         self,
         projection: nn.Module,
         x: Tensor,
-        rows: Tail | None,
+        state: Tensor | None,
         starts: Tensor | None,
         padding: Tensor | None,
         context: ContextSplit | None,
     ) -> tuple[Tensor, Tensor]:
         if isinstance(projection, TokenShiftLinear):
-            state = None if rows is None else rows.back(0)
             return projection(x, state, starts, padding, context)
         y = projection(x).unflatten(-1, (self.num_kv_heads, self.head_dim))
         return y, y
