@@ -19,6 +19,7 @@ from fox.agents.realtime.replay import Replay
 from fox.agents.realtime.rings import ObservationRing
 from fox.agents.realtime.scheduler import TickDispatcher
 from fox.agents.realtime.ticks import Done, Lost, Outcome, Source, TickPlan, Transport, token_dtype
+from fox.agents.realtime.weights import WeightBuffers
 
 HISTORY = 4096  # actions that are remembered, more than any delay
 
@@ -80,6 +81,8 @@ class Interaction:
         exploration: from a tick to an action in the policy's place, or None.
         delay: adapts d to the measured durations; None keeps d.
         replay: takes the row of each tick; None if nobody learns.
+        weights: that the workers read: the pin of one that was lost is cleared.
+        observation: of the first tick, where the world goes on; None: an episode begins.
         seed: of the environment's episodes.
         first: number of the first tick.
         episode: number of the first episode.
@@ -101,18 +104,21 @@ class Interaction:
         exploration: Callable[[int], int | None] = lambda tick: None,
         delay: DelayController | None = None,
         replay: Replay | None = None,
+        weights: WeightBuffers | None = None,
+        observation: np.ndarray | None = None,
         seed: int = 0,
         first: int = 0,
         episode: int = 0,
     ) -> None:
         self.env, self.head, self.dispatcher, self.clock = env, head, dispatcher, clock
-        self.transport, self.ring, self.behaviour = transport, ring, behaviour
-        self.exploration, self.delay, self.replay, self.seed = exploration, delay, replay, seed
+        self.transport, self.ring, self.weights = transport, ring, weights
+        self.behaviour, self.exploration, self.delay = behaviour, exploration, delay
+        self.replay, self.seed = replay, seed
         self.k, self.episode = first, episode
         self._results: dict[int, Done] = {}  # by job, until their tick
         self._late: Done | None = None  # the newest that came after its tick
         self._executed: deque[int] = deque(maxlen=HISTORY)
-        self._begin(env.reset(seed + episode))
+        self._begin(env.reset(seed + episode) if observation is None else observation)
 
     def tick(self) -> Step:
         """Awaits the next tick, and plays it."""
@@ -136,6 +142,8 @@ class Interaction:
                 self._take(event)
             elif isinstance(event, Lost):
                 self.dispatcher.on_lost(event.worker)
+                if self.weights is not None:
+                    self.weights.release(event.worker)
             else:
                 self.dispatcher.on_joined(event.worker)
 
