@@ -229,10 +229,12 @@ def load_flat(policy: nn.Module, flat: np.ndarray) -> None:
             f"the weights of this policy are {wanted} float32 numbers, but got {flat.dtype} of "
             f"shape {flat.shape}: were they written by another policy.* config?"
         )
-    place, vector = 0, torch.from_numpy(flat)
-    for p in parameters:
-        p.data = vector[place : place + p.numel()].view_as(p)
-        place += p.numel()
+    place = 0
+    with torch.inference_mode(False):  # or the parameters could not be parameters
+        vector = torch.from_numpy(flat)
+        for p in parameters:
+            p.data = vector[place : place + p.numel()].view_as(p)
+            place += p.numel()
 
 
 @torch.no_grad()
