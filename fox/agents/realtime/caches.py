@@ -1,19 +1,27 @@
-"""Workers that run a policy's trunk: with a window, with a cache of their own, or with a shared one.
+"""Workers that run a policy's trunk: with a window, with their own cache, or with a shared one.
 
-Legend: job for tick k; W ticks of a window; L layers. Every worker delivers the features of the
-tokens up to o_k; the modes differ in what is computed again.
+Legend: job for tick k; W ticks of a window; N workers. Every worker delivers the features of the
+tokens up to o_k; the modes differ in what they compute again.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 
+from fox.agents.realtime.memory import Memory
 from fox.agents.realtime.policy import PolicyConfig, RealtimePolicy, batch_of, load_flat
 from fox.agents.realtime.ticks import InferenceWorker, Job, Rows
 from fox.agents.realtime.weights import WeightBuffers
+from fox.cache import FoxCache
+from fox.policy import FoxPolicy
+
+# A cache that evicts may lose this share of its attention at most.
+LOG_TOLERANCE = math.log(1e-6)
+# One that cannot is filled anew when it holds so many histories.
+LONGEST = 16
 
 
 @dataclass(frozen=True)
@@ -23,6 +31,7 @@ class PolicyWorkers:
     Attributes:
         config, observation_shape, observation_dtype, n_actions: of the policy.
         weights: that all workers read.
+        lags: holds the largest lag of each worker.
     """
 
     config: PolicyConfig
@@ -30,15 +39,26 @@ class PolicyWorkers:
     observation_dtype: np.dtype
     n_actions: int
     weights: WeightBuffers
+    lags: Memory
 
     def __call__(self, worker: int) -> InferenceWorker:
         """The worker of this number."""
-        return WindowWorker(self, worker)
+        policy, config = self.policy(), self.config
+        trunk: Trunk = CatchUp(policy) if config.cache == "catchup" else Window(policy)
+        return PolicyWorker(policy, trunk, self.weights, worker, self._lags()[worker:])
 
     def policy(self) -> RealtimePolicy:
         """A policy whose parameters are still random."""
         shape, dtype = self.observation_shape, self.observation_dtype
         return RealtimePolicy(self.config, shape, dtype, self.n_actions).eval()
+
+    @property
+    def largest_lag(self) -> int:
+        """By how many versions the oldest key that any worker has used was behind its weights."""
+        return int(self._lags().max())
+
+    def _lags(self) -> np.ndarray:
+        return self.lags.array((self.weights.workers,), np.int64)
 
 
 def policy_workers(
@@ -47,6 +67,8 @@ def policy_workers(
     observation_dtype: np.dtype,
     n_actions: int,
     weights: WeightBuffers,
+    *,
+    shared: bool = False,
 ) -> PolicyWorkers:
     """A factory of workers for any transport; it can be pickled to processes.
 
@@ -54,51 +76,127 @@ def policy_workers(
         config: `config.cache` decides the kind of worker.
         observation_shape, observation_dtype, n_actions: of the policy.
         weights: where the learner publishes; reader numbers are worker numbers.
+        shared: the workers are processes.
     """
-    return PolicyWorkers(config, observation_shape, observation_dtype, n_actions, weights)
+    lags = Memory(8 * weights.workers, shared)
+    return PolicyWorkers(config, observation_shape, observation_dtype, n_actions, weights, lags)
 
 
-class Pinned:
-    """A policy that runs with the newest weights where they lie.
+class Trunk(Protocol):
+    """How a worker comes from a job to features.
+
+    Attributes:
+        oldest: version of the weights behind the oldest key that the last job has used.
+    """
+
+    oldest: int
+
+    def features(self, job: Job, rows: Rows, version: int) -> np.ndarray:
+        """(F,) float32, with the policy's weights, which are of this version."""
+
+
+class PolicyWorker:
+    """Runs a trunk with the newest weights where they lie.
 
     Args:
-        workers: what made the worker.
-        worker: its number.
+        policy: becomes a view of the weights.
+        trunk: runs that policy.
+        weights: to read.
+        worker: number of the reader.
+        lag: (1,) int64, takes the largest lag.
     """
 
-    def __init__(self, workers: PolicyWorkers, worker: int) -> None:
-        self.policy = workers.policy()
-        self.weights, self.worker = workers.weights, worker
+    def __init__(
+        self,
+        policy: RealtimePolicy,
+        trunk: Trunk,
+        weights: WeightBuffers,
+        worker: int,
+        lag: np.ndarray,
+    ) -> None:
+        self.policy, self.trunk, self.weights, self.worker = policy, trunk, weights, worker
+        self.lag = lag
         self._loaded = 0
-
-    @contextmanager
-    def version(self) -> Iterator[int]:
-        """Holds the newest weights still and in the policy; tells their version."""
-        with self.weights.pinned(self.worker) as (flat, version):
-            if flat.ctypes.data != self._loaded:  # one of three buffers
-                load_flat(self.policy, flat)
-                self._loaded = flat.ctypes.data
-            yield version
-
-
-class WindowWorker:
-    """Reads the last W tokens again and computes all of them: current weights, nothing to lose."""
-
-    def __init__(self, workers: PolicyWorkers, worker: int) -> None:
-        self.pinned = Pinned(workers, worker)
-        self.window = workers.config.sees
 
     @torch.inference_mode()
     def infer(self, job: Job, rows: Rows) -> tuple[np.ndarray, int]:
         """Features (F,) float32 of the tokens up to job.obs_tick, and the weights' version."""
-        tokens = this_episode(rows.read(job.obs_tick - self.window + 1, job.obs_tick))
-        batch, policy = batch_of(tokens), self.pinned.policy
-        with self.pinned.version() as version:
-            h = policy.window(policy.encode(batch), batch["start"])[0, -1]
-        return h.numpy(), version
+        with self.weights.pinned(self.worker) as (flat, version):
+            if flat.ctypes.data != self._loaded:  # one of few buffers, and often the same again
+                load_flat(self.policy, flat)
+                self._loaded = flat.ctypes.data
+            features = self.trunk.features(job, rows, version)
+        self.lag[0] = max(self.lag[0], version - self.trunk.oldest)
+        return features, version
+
+
+class Window:
+    """Reads the last W tokens again: current weights, and nothing that can be lost."""
+
+    def __init__(self, policy: RealtimePolicy) -> None:
+        self.policy = policy
+        self.oldest = 0
+
+    def features(self, job: Job, rows: Rows, version: int) -> np.ndarray:
+        """(F,) float32."""
+        first = job.obs_tick - self.policy.config.sees + 1
+        batch = batch_of(this_episode(rows.read(first, job.obs_tick)))
+        self.oldest = version
+        return last(self.policy.window(self.policy.encode(batch), batch["start"]))
+
+
+class CatchUp:
+    """Its own cache, which takes in all ticks since the last job as one chunk.
+
+    It is filled from the last `history` ticks at first, after a gap that is longer, and when its
+    oldest keys are `version_lag` versions old. It evicts where QK-norm bounds the logits.
+    """
+
+    def __init__(self, policy: RealtimePolicy) -> None:
+        assert policy.trunk is not None
+        self.policy, self.trunk = policy, policy.trunk
+        self.oldest = 0
+        self.tick = -1  # the last one taken in
+        self.cache: FoxCache | None = None
+
+    def features(self, job: Job, rows: Rows, version: int) -> np.ndarray:
+        """(F,) float32."""
+        config, first = self.policy.config, self.tick + 1
+        refill = not self._goes_on(job, version)
+        if refill:
+            first = job.obs_tick - config.history + 1
+        tokens = rows.read(first, job.obs_tick)
+        episode = this_episode(tokens)
+        if refill or episode["start"][0]:
+            self.cache, self.oldest = cache_of(self.trunk), version
+        assert self.cache is not None
+        batch = batch_of(episode)
+        h = self.policy.extend(self.cache, self.policy.encode(batch), batch["start"])
+        self.tick = job.obs_tick
+        return last(h)
+
+    def _goes_on(self, job: Job, version: int) -> bool:
+        config, new = self.policy.config, job.obs_tick - self.tick
+        return (
+            self.cache is not None
+            and 0 < new <= config.history
+            and version - self.oldest <= config.version_lag
+            and (self.cache.evicts or self.cache.length + new <= LONGEST * config.history)
+        )
+
+
+def cache_of(trunk: FoxPolicy) -> FoxCache:
+    """An empty cache for one row, which evicts if its keys are bounded."""
+    bounded = trunk.config.qk_norm and trunk.config.fgate_type != "none"
+    return trunk.new_cache(1, rollback=1, log_pruning_tolerance=LOG_TOLERANCE if bounded else None)
 
 
 def this_episode(tokens: np.ndarray) -> np.ndarray:
     """The tokens from the last start on: nothing before it can be seen."""
     starts = np.flatnonzero(tokens["start"])
     return tokens[starts[-1] :] if len(starts) else tokens
+
+
+def last(h: torch.Tensor) -> np.ndarray:
+    """(1, T, F) -> (F,), which keeps no more than that."""
+    return h[0, -1].numpy().copy()
