@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing.context import assert_spawning
+from multiprocessing.context import assert_spawning, get_spawning_popen
 from multiprocessing.reduction import DupFd
 from typing import Any
 
@@ -26,18 +26,21 @@ class Memory:
         size: in bytes.
         shared: whether child processes may have it: a pickle that goes to a child as the
             argument of a multiprocessing.Process (spawn or forkserver) is the same memory there.
-            The pickle of an unshared one is a copy.
+            The pickle of an unshared one is a copy, for other hosts; no child takes it.
+
+    Attributes:
+        shared: as above.
     """
 
     def __init__(self, size: int, shared: bool) -> None:
         self._map(_nameless_file(size) if shared else -1, size)
 
     def _map(self, file: int, size: int) -> None:
-        self.size = size
+        self.size, self.shared = size, file >= 0
         self._file = file
         self._bytes = mmap.mmap(file, size)
         self._threads = threading.Lock()
-        if file >= 0:
+        if self.shared:
             weakref.finalize(self, os.close, file)
 
     def array(self, shape: tuple[int, ...], dtype: npt.DTypeLike, offset: int = 0) -> np.ndarray:
@@ -48,10 +51,10 @@ class Memory:
     def locked(self) -> Iterator[None]:
         """Waits for the lock, which orders memory between processes; hold it for microseconds.
 
-        The system frees the record lock of a process that dies.
+        It is a record lock: the system takes it from a process that dies.
         """
         with self._threads:
-            if self._file < 0:
+            if not self.shared:
                 yield
                 return
             import fcntl  # POSIX only, as are processes that share this memory
@@ -63,7 +66,12 @@ class Memory:
                 fcntl.lockf(self._file, fcntl.LOCK_UN)
 
     def __reduce__(self) -> tuple[Callable[..., "Memory"], tuple[Any, ...]]:
-        if self._file < 0:
+        if not self.shared:
+            if get_spawning_popen() is not None:
+                raise ValueError(
+                    "a child process would get a copy of unshared memory, and see none of its "
+                    "changes: make the ring, or the weights, with shared=True"
+                )
             return _copied, (self._bytes[:],)
         assert_spawning(self)
         return _attached, (DupFd(self._file), self.size)

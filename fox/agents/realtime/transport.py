@@ -3,7 +3,7 @@
 A transport carries jobs to workers and results back; see ticks.Transport. Where an inference
 raises, poll() raises WorkerError with the worker's traceback (the virtual and the inline transport
 infer in send(), which raises the exception itself). A worker that was lost joins again after a
-pause. Whoever hears `Lost` releases the worker's pin on the weights.
+pause.
 """
 
 import queue

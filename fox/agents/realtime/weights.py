@@ -97,11 +97,14 @@ class WeightBuffers:
 
     def newest(self, reader: int) -> tuple[np.ndarray, int]:
         """As pinned(), but they hold still until this reader asks again, or releases."""
+        held = int(self._pins[reader, 0])
+        if held != FREE and held == self._newest[0]:
+            return self._flat[held], int(self._versions[held])
         _, flat, version = self._pin(reader)
         return flat, version
 
     def release(self, reader: int) -> None:
-        """Clears a reader's pin: of a worker that was lost, before it joins again."""
+        """Clears the pin of a lost worker; the first pin of its successor does so, too."""
         with self._memory.locked():
             self._pins[reader] = FREE, self._pins[reader, 1] + 1
 

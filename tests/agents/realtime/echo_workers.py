@@ -1,0 +1,79 @@
+"""Workers for the tests of transports, in a module that their processes can import."""
+
+import os
+import signal
+import time
+
+import numpy as np
+import torch
+
+from fox.agents.realtime.ticks import token_dtype
+
+OBSERVATION = np.zeros((3,), np.float32)
+TOKEN = token_dtype(OBSERVATION)
+RAISES, DIES, SLOW, UNREADY = 666, 667, 668, 669  # observation ticks, and a worker's number
+
+
+def token(k):
+    row = np.zeros((), TOKEN)
+    row["tick"], row["obs"], row["reward"] = k, k, k
+    return row
+
+
+class Echo:
+    """Features (worker, the observation at the job's tick, threads, gradients); version 7."""
+
+    def __init__(self, worker):
+        if worker == UNREADY:
+            raise FileNotFoundError("no such checkpoint")
+        self.worker = worker
+
+    def infer(self, job, rows):
+        k = job.obs_tick
+        if k == RAISES:
+            raise ZeroDivisionError("of this policy")
+        if k == DIES:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if k == SLOW:
+            time.sleep(0.3)
+        obs = rows.read(k, k)[0]["obs"]
+        features = [self.worker, obs[0], torch.get_num_threads(), torch.is_grad_enabled()]
+        return np.array(features, np.float32), 7
+
+
+def die_before_ready(worker):
+    os._exit(3)
+
+
+def hammer_ring(ring, seconds, results):
+    """Reads the newest tokens again and again; (reads, late, torn)."""
+    until, k, reads, late, torn = time.monotonic() + seconds, 0, 0, 0, 0
+    while time.monotonic() < until:
+        try:
+            rows = ring.read(k - 3, k)
+        except LookupError:
+            late += 1
+            k = max(k, int(ring._tags.max()))
+            continue
+        reads += 1
+        for field in ("obs", "reward"):
+            torn += not (rows[field].reshape(len(rows), -1) == rows["tick"][:, None]).all()
+        k = max(k, int(ring._tags.max()))
+    results.send((reads, late, torn))
+
+
+def hammer_weights(weights, worker, seconds, results):
+    """Pins the newest weights again and again; (versions seen, torn)."""
+    until, seen, torn = time.monotonic() + seconds, set(), 0
+    while time.monotonic() < until:
+        with weights.pinned(worker) as (flat, version):
+            torn += not (flat == version).all()
+            torn += not (flat[::-1] == version).all()
+            seen.add(version)
+    results.send((len(seen), torn))
+
+
+def die_with_lock(memory, pipe):
+    with memory.locked():
+        pipe.send(None)
+        os.kill(os.getpid(), signal.SIGKILL)
