@@ -11,5 +11,5 @@ setup(
         for package, folder in FOLDER.items()
         for name in (package, *(f"{package}.{sub}" for sub in find_packages(folder)))
     ],
-    package_data={"": ["py.typed", "*.yaml"]},
+    package_data={"": ["py.typed", "*.yaml", "*.gb", "*.c", "*.s"]},
 )

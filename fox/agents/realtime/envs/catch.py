@@ -9,10 +9,14 @@ from typing import Any
 import numpy as np
 
 NOOP, RIGHT, LEFT = 0, 1, 2
-FIRST_SEED = 0xACE1  # of the ball generator after reset(0)
 PADDLE_MIN, PADDLE_MAX, BALL_TOP, FLOOR = 8, 144, 16, 144
 GUST_MIN, GUST_MAX, GUST = 8, 150, 16
 _PIXELS = 2 * np.arange(84)
+
+
+def ball_seed(seed: int) -> int:
+    """Where the balls' generator begins after reset(seed): never 0, and 0xACE1 for seed 0."""
+    return 1 + (0xACE0 + 31421 * seed) % 0xFFFF
 
 
 def next_random(seed: int) -> int:
@@ -70,7 +74,7 @@ class CatchRT:
         balls; the gusts of all seeds differ.
         """
         self.px, self.bx, self.by = 76, 80, BALL_TOP
-        self.seed = 1 + (FIRST_SEED - 1 + 31421 * seed) % 0xFFFF  # never 0, all different
+        self.seed = ball_seed(seed)
         self.misses = 0
         self._wind = np.random.default_rng(seed)
         return self._observe()

@@ -14,5 +14,5 @@ def test_a_config_makes_the_environment_that_it_names():
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(ValueError, match="must be 'catch', but got 'pong'"):
+    with pytest.raises(ValueError, match=r"must be one of catch, blocks, .*, but got .pong."):
         make_env("pong")

@@ -1,0 +1,1 @@
+"""Our own Game Boy game: CatchRT in C, its image catch.gb, and how that was built."""
