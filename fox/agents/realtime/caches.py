@@ -13,7 +13,8 @@ import torch
 
 from fox.agents.realtime.memory import Memory
 from fox.agents.realtime.policy import PolicyConfig, RealtimePolicy, batch_of, load_flat
-from fox.agents.realtime.ticks import InferenceWorker, Job, Rows
+from fox.agents.realtime.ticks import InferenceWorker, Job, Rows, token_dtype
+from fox.agents.realtime.wavefront import KeyRing, Wavefront
 from fox.agents.realtime.weights import WeightBuffers
 from fox.cache import FoxCache
 from fox.policy import FoxPolicy
@@ -32,6 +33,8 @@ class PolicyWorkers:
         config, observation_shape, observation_dtype, n_actions: of the policy.
         weights: that all workers read.
         lags: holds the largest lag of each worker.
+        keys: what "wavefront" workers share; None in the other modes.
+        patience: seconds for which they wait for each other.
     """
 
     config: PolicyConfig
@@ -40,11 +43,18 @@ class PolicyWorkers:
     n_actions: int
     weights: WeightBuffers
     lags: Memory
+    keys: KeyRing | None
+    patience: float
 
     def __call__(self, worker: int) -> InferenceWorker:
-        """The worker of this number."""
-        policy, config = self.policy(), self.config
-        trunk: Trunk = CatchUp(policy) if config.cache == "catchup" else Window(policy)
+        """The worker of this number, which has run once: a first call imports and allocates."""
+        policy = self.policy()
+        trunk: Trunk
+        warm_up(policy)
+        if self.keys is not None:
+            trunk = Wavefront(policy, self.keys, self.patience)
+        else:
+            trunk = CatchUp(policy) if self.config.cache == "catchup" else Window(policy)
         return PolicyWorker(policy, trunk, self.weights, worker, self._lags()[worker:])
 
     def policy(self) -> RealtimePolicy:
@@ -69,6 +79,7 @@ def policy_workers(
     weights: WeightBuffers,
     *,
     shared: bool = False,
+    patience: float = 1.0,
 ) -> PolicyWorkers:
     """A factory of workers for any transport; it can be pickled to processes.
 
@@ -77,9 +88,14 @@ def policy_workers(
         observation_shape, observation_dtype, n_actions: of the policy.
         weights: where the learner publishes; reader numbers are worker numbers.
         shared: the workers are processes.
+        patience: seconds, those of d ticks: so long a "wavefront" worker waits for the one before.
     """
+    keys = None
+    if config.cache == "wavefront":
+        keys = KeyRing(config.blocks(), config.history, 2 * config.d_max, shared)
     lags = Memory(8 * weights.workers, shared)
-    return PolicyWorkers(config, observation_shape, observation_dtype, n_actions, weights, lags)
+    policy = (config, observation_shape, observation_dtype, n_actions)
+    return PolicyWorkers(*policy, weights, lags, keys, patience)
 
 
 class Trunk(Protocol):
@@ -189,6 +205,14 @@ def cache_of(trunk: FoxPolicy) -> FoxCache:
     """An empty cache for one row, which evicts if its keys are bounded."""
     bounded = trunk.config.qk_norm and trunk.config.fgate_type != "none"
     return trunk.new_cache(1, rollback=1, log_pruning_tolerance=LOG_TOLERANCE if bounded else None)
+
+
+@torch.inference_mode()
+def warm_up(policy: RealtimePolicy) -> None:
+    """Runs a policy on one token of zeros."""
+    zeros = np.zeros(policy.observation_shape, policy.observation_dtype)
+    batch = batch_of(np.zeros(1, token_dtype(zeros)))
+    policy.window(policy.encode(batch), batch["start"])
 
 
 def this_episode(tokens: np.ndarray) -> np.ndarray:

@@ -5,7 +5,6 @@ Legend: B batch, T ticks, C width of a token, F features, A actions, d action de
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, get_args, get_type_hints
 
 import numpy as np
@@ -90,7 +89,9 @@ class PolicyConfig:
         return self.window if self.cache == "window" else self.history
 
     def blocks(self) -> FoxConfig:
-        """The FoX trunk's shape."""
+        """The FoX trunk's shape and parts: the checkpoint's, if there is one."""
+        if self.init_from is not None:
+            return FoxPolicy.from_checkpoint(self.init_from).config
         return FoxConfig.preset(
             f"fox-{self.block}-125m",
             vocab_size=1,
@@ -186,7 +187,7 @@ class RealtimePolicy(nn.Module):
 def _trunk(config: PolicyConfig) -> FoxPolicy:
     if config.init_from is None:
         return FoxPolicy(config.blocks())
-    trunk = FoxPolicy.from_checkpoint(Path(config.init_from)).float()
+    trunk = FoxPolicy.from_checkpoint(config.init_from).float()
     for name in ("hidden_size", "num_hidden_layers", "num_heads"):
         wanted, given = getattr(config, name), getattr(trunk.config, name)
         if wanted != given:
