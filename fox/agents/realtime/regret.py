@@ -23,42 +23,77 @@ Source: after Riemer et al., Enabling Realtime RL at Scale with Staggered Asynch
 ICLR 2025, theorem 1, which bounds the parts from below; these are measured.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from fox.agents.realtime.agent import Agent, GreedyHead
 from fox.agents.realtime.behaviour import Behaviour
+from fox.agents.realtime.caches import policy_workers
 from fox.agents.realtime.envs.catch import CatchRT
 from fox.agents.realtime.envs.oracles import aware_oracle
 from fox.agents.realtime.envs.protocol import RealtimeEnv
-from fox.agents.realtime.ticks import Source, token_dtype
+from fox.agents.realtime.loop import Head
+from fox.agents.realtime.ticks import Job, Source, token_dtype
+from fox.agents.realtime.weights import WeightBuffers
 
 PARTS = ("delay", "inaction", "learning")
 BETA = -1  # in `seen`: no observation, the default behaviour acts
 
 
-class Reference(Protocol):
+class Reference(Head, Protocol):
     """A policy that knows the actions which are executed between its observation and its own."""
 
-    def see(self, env: RealtimeEnv, token: np.void) -> Any:
-        """What it keeps of a tick; called at each, so that it can remember."""
-
-    def act(self, seen: Any, committed: np.ndarray) -> int:
-        """The action after the committed ones, which were executed since `seen`."""
+    def see(self, env: RealtimeEnv, token: np.ndarray) -> np.ndarray:
+        """The features of a tick, which act() gets; called at every tick from the first on."""
 
 
 class CatchOracle:
-    """The aware oracle of CatchRT: the best that can be done without gusts, as far as it goes."""
+    """The aware oracle of CatchRT: without gusts, no policy that acts at each tick does better."""
 
-    def see(self, env: RealtimeEnv, token: np.void) -> tuple[int, int]:
+    def see(self, env: RealtimeEnv, token: np.ndarray) -> np.ndarray:
         """Paddle and ball."""
         assert isinstance(env, CatchRT)
-        return env.px, env.bx
+        return np.array([env.px, env.bx])
 
-    def act(self, seen: tuple[int, int], committed: np.ndarray) -> int:
+    def act(self, features: np.ndarray, committed: np.ndarray, observation: np.ndarray) -> int:
         """Rolls the paddle through the committed actions."""
-        return aware_oracle(*seen, committed)
+        px, bx = features.tolist()
+        return aware_oracle(px, bx, committed.tolist())
+
+
+class TrainedReference:
+    """A trained policy with frozen weights.
+
+    It has learnt to act at its own delay, so that a part in which it acts at another one also tells
+    how badly it does so.
+
+    Args:
+        agent: of the run.
+        flat, version: its weights (numel,), and their version.
+    """
+
+    def __init__(self, agent: Agent, flat: np.ndarray, version: int) -> None:
+        weights = WeightBuffers(len(flat), 1, shared=False)
+        weights.publish(flat, version)
+        shape, dtype = agent.observation.shape, agent.observation.dtype
+        workers = policy_workers(agent.config.policy, shape, dtype, agent.n_actions, weights)
+        self._worker, self._head = workers(0), GreedyHead(agent.policy(), weights)
+        self._ring = agent.ring(1)
+
+    def see(self, env: RealtimeEnv, token: np.ndarray) -> np.ndarray:
+        """The trunk's features."""
+        tick = int(token["tick"])
+        self._ring.publish(token)
+        return self._worker.infer(Job(tick, 0, tick, tick + 1, int(token["episode"])), self._ring)[
+            0
+        ]
+
+    def act(self, features: np.ndarray, committed: np.ndarray, observation: np.ndarray) -> int:
+        """The best by the head's values."""
+        return self._head.act(features, committed, observation)
 
 
 @dataclass(frozen=True)
@@ -69,12 +104,14 @@ class Played:
         episode: (T,) int64, ascending.
         obs_tick: (T,) int64, the tick of the observation behind a policy's action; the first row
             is tick 0. BETA where the default behaviour acted.
+        source: (T,) uint8, of the actions, see ticks.Source.
         d: (T,) int64, the delay in force.
         reward: (T,) float64.
     """
 
     episode: np.ndarray
     obs_tick: np.ndarray
+    source: np.ndarray
     d: np.ndarray
     reward: np.ndarray
 
@@ -102,7 +139,7 @@ class Regret:
 
 def decompose(
     env: RealtimeEnv,
-    reference: Reference,
+    new_reference: Callable[[], Reference],
     played: Played,
     behaviour: Behaviour,
     seed: int,
@@ -110,16 +147,16 @@ def decompose(
     """Plays the reference three times in the run's world.
 
     Args:
-        env: as in the run, but endless where it can be: an episode that ends before the run's
-            begins again, and those later observations only count.
-        reference: plays.
+        env: as in the run. An episode that ends before the run's does begins again; endless worlds
+            (CatchRT without lives) need not.
+        new_reference: makes one for each play.
         played: the run.
         behaviour: the run's default behaviour, with its seed.
         seed: of the run's environment: episode e was reset with seed + e.
     """
     ticks = np.arange(len(played.reward))
     undelayed, delayed, scheduled = (
-        play(env, reference, seen, played.episode, behaviour, seed)
+        play(env, new_reference(), seen, played, behaviour, seed)
         for seen in (ticks, ticks - played.d, played.obs_tick)
     )
     return Regret(undelayed - delayed, delayed - scheduled, scheduled - played.reward)
@@ -129,28 +166,29 @@ def play(
     env: RealtimeEnv,
     reference: Reference,
     seen: np.ndarray,
-    episode: np.ndarray,
+    played: Played,
     behaviour: Behaviour,
     seed: int,
 ) -> np.ndarray:
-    """Rewards (T,) of the reference, which at tick t acts on the observation of tick seen[t].
+    """Rewards (T,) of the reference, acting at tick t of the run on the observation of seen[t].
 
     Where seen[t] lies before the episode (as BETA does), the default behaviour acts.
     """
+    episode = played.episode
     rewards, actions = np.zeros(len(seen)), np.zeros(len(seen), np.int64)
     over = True
     for t, obs_tick in enumerate(seen.tolist()):
         if over or episode[t] != episode[t - 1]:
             observation = env.reset(seed + int(episode[t]))
-            first, states = t, list[Any]()
+            first, features = t, list[np.ndarray]()
             before = (env.noop, Source.BETA_RESET, 0.0, True)
-        token = np.array([(t, episode[t], observation, *before)], token_dtype(observation))[0]
-        states.append(reference.see(env, token))
+        token = np.array((t, episode[t], observation, *before), token_dtype(observation))
+        features.append(reference.see(env, token))
         if obs_tick >= first:
-            source = Source.POLICY
-            actions[t] = reference.act(states[obs_tick - first], actions[obs_tick:t])
+            known, source = features[obs_tick - first], Source.POLICY
+            actions[t] = reference.act(known, actions[obs_tick:t], observation)
         else:
-            source = Source.BETA_UNDISPATCHED
+            source = played.source[t] or Source.BETA_RESET
             actions[t] = behaviour(token)
         observation, rewards[t], terminated, truncated, _ = env.step(int(actions[t]))
         before = (actions[t], source, rewards[t], False)
