@@ -161,6 +161,19 @@ class Replay:
         """Rows that can be sampled."""
         return min(self.count, self.capacity - 1)
 
+    def column(self, name: str) -> np.ndarray:
+        """(count, ...) a column from the first row on, a view.
+
+        Raises:
+            ValueError: the oldest rows have been overwritten.
+        """
+        if self.count > self.capacity:
+            raise ValueError(
+                f"the replay in {self.folder} holds only the newest {self.capacity:,} of "
+                f"{self.count:,} ticks: run with a larger run.replay_ticks"
+            )
+        return self._columns[name][: self.count]
+
     def append(
         self,
         token: np.void,

@@ -469,3 +469,12 @@ def test_errors_name_what_was_expected_and_what_came(tmp_path):
     replay.close()
     with pytest.raises(ValueError, match="is not open for writing"):
         row.append_to(replay)
+
+
+def test_a_column_has_every_row_until_rows_are_overwritten(tmp_path):
+    rows = made_up([(12, "killed")], {0: 2})
+    replay = filled(tmp_path / "whole", rows, capacity=12)
+    assert replay.column("obs_tick").tolist() == [-1, -1, *range(10)]
+    overwritten = filled(tmp_path / "newest", rows, capacity=11)
+    with pytest.raises(ValueError, match=r"only the newest 11 of 12 ticks: run with a larger run"):
+        overwritten.column("obs_tick")

@@ -7,7 +7,7 @@ import pytest
 
 from fox.agents.realtime.behaviour import beta
 from fox.agents.realtime.envs.catch import CatchRT
-from fox.agents.realtime.regret import (
+from fox.agents.realtime.decomposition import (
     BETA,
     CatchOracle,
     Played,
