@@ -2,6 +2,8 @@
 
 import pytest
 
+from fox.agents.realtime.envs.atari import AtariEnv
+from fox.agents.realtime.envs.blocks import BlocksRT
 from fox.agents.realtime.envs.catch import CatchRT
 from fox.agents.realtime.envs.config import EnvConfig, make_env
 
@@ -10,9 +12,34 @@ def test_a_config_makes_the_environment_that_it_names():
     env = EnvConfig("catch", "image", lives=3, gusts=0.1).make()
     assert isinstance(env, CatchRT)
     assert (env.lives, env.gusts, env.reset(0).shape) == (3, 0.1, (84, 84))
+    env = make_env("blocks", gravity=7)
+    assert isinstance(env, BlocksRT)
+    assert env.gravity == 7
     assert make_env("catch").reset(0).shape == (4,)
 
 
-def test_an_unknown_name_is_refused():
-    with pytest.raises(ValueError, match=r"must be one of catch, blocks, .*, but got .pong."):
-        make_env("pong")
+def test_optional_packages_environments_have_names_too():
+    pytest.importorskip("ale_py")
+    assert isinstance(make_env("atari:Boxing"), AtariEnv)
+    pytest.importorskip("gymnasium")
+    assert make_env("gym:CartPole-v1", noop=1, fps=30).fps == 30
+    pytest.importorskip("pyboy")
+    env = make_env("gameboy", "image")
+    assert env.reset(0).shape == (84, 84)
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("pong", {}, "must be one of catch, blocks, gym:ID, atari:GAME, gameboy, but got 'pong'"),
+        ("atari", {}, "must be one of .* but got 'atari'"),
+        ("catch:10", {}, "must be one of .* but got 'catch:10'"),
+        ("blocks", {"gusts": 0.1}, "'blocks' has no setting 'gusts': leave it out"),
+        ("gym:CartPole-v1", {}, "needs noop, the action that does nothing: give it"),
+    ],
+    ids=str,
+)
+def test_a_config_that_names_no_environment_is_refused(name, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_env(name, **settings)
