@@ -22,6 +22,7 @@ from fox.agents.realtime.ticks import Done, Lost, Outcome, Source, TickPlan, Tra
 from fox.agents.realtime.weights import WeightBuffers
 
 HISTORY = 4096  # actions that are remembered, more than any delay
+ROUNDING = 1e-9  # seconds: what is computed to be done at t_k is on time
 
 
 class Head(Protocol):
@@ -118,6 +119,8 @@ class Interaction:
         self._results: dict[int, Done] = {}  # by job, until their tick
         self._late: Done | None = None  # the newest that came after its tick
         self._executed: deque[int] = deque(maxlen=HISTORY)
+        if episode > 0:
+            dispatcher.on_reset(first, episode)
         self._begin(env.reset(seed + episode) if observation is None else observation)
 
     def tick(self) -> Step:
@@ -137,7 +140,7 @@ class Interaction:
 
     def _ingest(self, now: float) -> None:
         """Takes in what has happened since the last tick."""
-        for event in self.transport.poll(now):
+        for event in self.transport.poll(now + ROUNDING):
             if isinstance(event, Done):
                 self._take(event)
             elif isinstance(event, Lost):

@@ -1,0 +1,246 @@
+"""An agent in its world: what training, evaluation and play build from one configuration.
+
+Legend: M is the environment's step in seconds, d the action delay in ticks, N the workers.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.utils import parameters_to_vector
+
+from fox.agents.realtime.behaviour import beta
+from fox.agents.realtime.caches import policy_workers
+from fox.agents.realtime.clock import Clock, VirtualClock, WallClock
+from fox.agents.realtime.config import RunConfig
+from fox.agents.realtime.delay import DelayController, size_for
+from fox.agents.realtime.loop import Interaction
+from fox.agents.realtime.policy import RealtimePolicy, load_flat
+from fox.agents.realtime.replay import Replay
+from fox.agents.realtime.rings import ObservationRing
+from fox.agents.realtime.scheduler import TickDispatcher
+from fox.agents.realtime.ticks import Job, Transport, WorkerFactory, token_dtype
+from fox.agents.realtime.transport import Padded, ThreadTransport, VirtualTransport
+from fox.agents.realtime.weights import WeightBuffers
+
+HEAD_SHARE = 0.1  # of a tick, left to the head at the due tick
+MEASURED = 20  # inferences before the first tick, to choose d and N
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a run play begins.
+
+    Attributes:
+        tick, episode: numbers of the first.
+        world: the environment's state there; None: an episode begins.
+    """
+
+    tick: int = 0
+    episode: int = 0
+    world: dict[str, Any] | None = None
+
+
+class GreedyHead:
+    """The head of a policy, with the newest weights at every call: the best of its Q values.
+
+    Args:
+        policy: whose parameters become views of the weights.
+        weights: read as the dispatcher.
+    """
+
+    def __init__(self, policy: RealtimePolicy, weights: WeightBuffers) -> None:
+        self.policy, self.weights, self.version = policy, weights, -1
+
+    @torch.inference_mode()
+    def act(self, features: np.ndarray, committed: np.ndarray, observation: np.ndarray) -> int:
+        """See loop.Head."""
+        if self.weights.version != self.version:
+            flat, self.version = self.weights.newest(self.weights.workers)
+            load_flat(self.policy, flat)
+        fresh = torch.from_numpy(observation[None]) if self.policy.config.fresh else None
+        h, actions = torch.from_numpy(features[None]), torch.from_numpy(committed[None])
+        return int(self.policy.head(h, actions, fresh).argmax())
+
+
+class Agent:
+    """A policy and the world that it was made for.
+
+    Args:
+        config: of the run.
+
+    Attributes:
+        config: as given.
+        step_seconds: M.
+        observation: an example.
+        n_actions: of the world.
+        dtype: of a token.
+        weights: (numel,) float32, those that the run starts from.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        env = config.env.make()
+        self.observation = env.reset(config.run.seed)
+        self.n_actions = env.n_actions
+        self.step_seconds = 1 / (config.schedule.fps or env.fps)
+        env.close()
+        self.dtype = token_dtype(self.observation)
+        parameters = self.policy().parameters()
+        self.weights = parameters_to_vector(parameters).detach().numpy().copy()
+
+    def policy(self) -> RealtimePolicy:
+        """A new one, with the weights that the run's seed gives."""
+        shape, dtype = self.observation.shape, self.observation.dtype
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.run.seed)
+            return RealtimePolicy(self.config.policy, shape, dtype, self.n_actions)
+
+    def workers(self, weights: WeightBuffers) -> WorkerFactory:
+        """Makes the inference workers; on a wall clock they may be slowed down."""
+        shape, dtype = self.observation.shape, self.observation.dtype
+        factory = policy_workers(self.config.policy, shape, dtype, self.n_actions, weights)
+        schedule = self.config.schedule
+        if schedule.inference_seconds is None or schedule.clock == "virtual":
+            return factory
+        return Padded(factory, schedule.inference_seconds)
+
+    def clock(self) -> Clock:
+        """The clock that the config asks for."""
+        schedule = self.config.schedule
+        if schedule.clock == "virtual":
+            return VirtualClock(self.step_seconds)
+        return WallClock(self.step_seconds, overrun=schedule.overrun)
+
+    def ring(self, d: int) -> ObservationRing:
+        """For all that workers may ask for."""
+        shared = self.config.schedule.transport == "process"
+        return ObservationRing(self.dtype, d, self.config.policy.sees, shared)
+
+    def size(self) -> tuple[int, int]:
+        """d and N: as configured, else as the durations of inference on this machine ask for.
+
+        Raises:
+            ValueError: the policy's head does not know so long a delay.
+        """
+        schedule = self.config.schedule
+        d, workers = schedule.delay_ticks, schedule.workers
+        if schedule.interaction == "sequential":
+            workers = 1
+        if d is None or workers is None:
+            overhead = 0.0 if schedule.clock == "virtual" else HEAD_SHARE * self.step_seconds
+            sizing = size_for(self.durations(), self.step_seconds, overhead_seconds=overhead)
+            d, workers = d or sizing.d, workers or sizing.workers
+        if self.config.policy.head == "late" and d > self.config.policy.d_max:
+            raise ValueError(
+                f"an action would be {d} ticks old, but the head knows at most policy.d_max = "
+                f"{self.config.policy.d_max}: raise it, or lower the time of inference"
+            )
+        return d, workers
+
+    def durations(self) -> list[float]:
+        """Seconds of inferences: as configured in virtual time, else measured, one at a time."""
+        schedule = self.config.schedule
+        at_least = schedule.inference_seconds or 0.0
+        if schedule.clock == "virtual":
+            return [at_least]
+        weights = WeightBuffers(len(self.weights), 1, shared=False)
+        weights.publish(self.weights, 0)
+        shape, dtype = self.observation.shape, self.observation.dtype
+        worker = policy_workers(self.config.policy, shape, dtype, self.n_actions, weights)(0)
+        ring, clock = self.ring(1), WallClock(self.step_seconds)
+        token = np.zeros((), self.dtype)
+        seconds = []
+        for tick in range(self.config.policy.sees + MEASURED):
+            token["tick"], token["start"] = tick, tick == 0
+            ring.publish(token)
+            if tick >= self.config.policy.sees:
+                start = clock.now()
+                with torch.inference_mode():
+                    worker.infer(Job(tick, 0, tick, tick + 1, 0), ring)
+                seconds.append(max(at_least, clock.now() - start))
+        return seconds
+
+
+@contextmanager
+def playing(
+    agent: Agent,
+    weights: WeightBuffers,
+    d: int,
+    *,
+    exploration: Callable[[int], int | None] = lambda tick: None,
+    replay: Replay | None = None,
+    place: Place | None = None,
+) -> Iterator[Interaction]:
+    """An interaction whose workers run, and end with the context.
+
+    Args:
+        agent: who plays.
+        weights: with one reader for each worker; a version of them has been published.
+        d: to begin with; it is adapted if the config leaves it open and time is real.
+        exploration: from a tick to an action in the policy's place, or None.
+        replay: takes the row of each tick.
+        place: where play begins; None: at the start.
+    """
+    config, place = agent.config, place or Place()
+    schedule = config.schedule
+    adapts = schedule.delay_ticks is None and schedule.clock == "wall"
+    d_max = config.policy.d_max if adapts else d
+    env, clock, ring = config.env.make(), agent.clock(), agent.ring(d_max)
+    transport = _transport(agent, agent.workers(weights), ring, clock)
+    kind = {"n_actions": env.n_actions, "noop": env.noop, "seed": config.run.seed}
+    observation = env.reset(config.run.seed + place.episode)
+    if place.world is not None:
+        env.set_state(place.world)
+        observation = env.features() if config.env.observation == "features" else env.render84()
+    _forget_the_past(ring, agent.dtype, place.tick, config.policy.sees)
+    try:
+        transport.start(range(weights.workers))
+        yield Interaction(
+            env,
+            GreedyHead(agent.policy(), weights),
+            TickDispatcher(range(weights.workers), d, late=schedule.late),
+            clock,
+            transport,
+            ring,
+            behaviour=beta(schedule.beta, **kind),
+            exploration=exploration,
+            delay=_controller(agent, d, d_max) if adapts else None,
+            replay=replay,
+            weights=weights,
+            observation=observation,
+            seed=config.run.seed,
+            first=place.tick,
+            episode=place.episode,
+        )
+    finally:
+        transport.close()
+        env.close()
+
+
+def _transport(
+    agent: Agent, factory: WorkerFactory, ring: ObservationRing, clock: Clock
+) -> Transport:
+    schedule = agent.config.schedule
+    if schedule.clock == "virtual":
+        seconds = schedule.inference_seconds
+        assert seconds is not None
+        return VirtualTransport(factory, ring, lambda job: seconds)
+    return ThreadTransport(factory, ring, clock)
+
+
+def _controller(agent: Agent, d: int, d_max: int) -> DelayController:
+    overhead = HEAD_SHARE * agent.step_seconds
+    return DelayController(d, agent.step_seconds, d_max=d_max, overhead_seconds=overhead)
+
+
+def _forget_the_past(ring: ObservationRing, dtype: np.dtype, tick: int, ticks: int) -> None:
+    """Fills the ring with starts up to a tick: workers look back beyond it, and see nothing."""
+    token = np.zeros((), dtype)
+    token["episode"], token["start"] = -1, True
+    for past in range(max(0, tick - ticks), tick):
+        token["tick"] = past
+        ring.publish(token)

@@ -1,0 +1,295 @@
+"""One agent's run in its folder: play and learn, go on after a stop, evaluate.
+
+The folder holds config.json, metrics.csv, learning.png, evaluation.json, replay/ (the log, which is
+written tick by tick) and checkpoint/ (learner.pt and world.pt, renamed into place).
+"""
+
+import csv
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fox.agents.realtime.agent import Agent, Place, playing
+from fox.agents.realtime.behaviour import Exploration
+from fox.agents.realtime.config import RunConfig
+from fox.agents.realtime.loop import Interaction, Step
+from fox.agents.realtime.meter import BETAS, Meter
+from fox.agents.realtime.policy import check_head
+from fox.agents.realtime.replay import Replay
+from fox.agents.realtime.updates import InlineTeacher, ProcessTeacher, Teacher, checkpoint_path
+from fox.agents.realtime.weights import WeightBuffers
+from fox.files import read_json, remove_leftovers, whole_file, write_json, write_text
+
+EVALUATION = 1_000_000  # added to a run's seed: other episodes than those that it has learnt from
+# What may be given anew to a run.
+FREE = {"run.folder", "run.ticks", "run.evaluation_ticks", "run.report_ticks"}
+FREE |= {"run.checkpoint_ticks", "schedule.workers", "schedule.transport"}
+COLUMNS = (
+    *("tick", "seconds", "fps", "overruns", "skipped", "epsilon"),
+    *("return", "gains", "losses", "episodes", "coverage", "delay_ticks", "weight_age", "gap_cv"),
+    *(name.lower() for name in BETAS),
+    *("updates", "loss", "q", "td_error", "grad_norm", "trained"),
+)
+
+Tell = Callable[[dict[str, Any]], None]
+
+
+class Stopped(Exception):
+    """A run was asked to stop, and its checkpoint is written."""
+
+
+def run_agent(config: RunConfig, tell: Tell, asked: Callable[[], bool]) -> dict[str, Any]:
+    """Plays and learns to the end of the run, from wherever it is; evaluates it once.
+
+    Args:
+        config: of the run; its folder may hold a part of the same run.
+        tell: is given every row of metrics.csv, and rows of the evaluation.
+        asked: whether to stop; looked at after every tick.
+
+    Returns:
+        the evaluation, as in evaluation.json.
+
+    Raises:
+        ValueError: the folder holds another run, or a setting does not fit.
+        Stopped: `asked` said so.
+    """
+    torch.set_num_threads(1)  # a policy of one tick is too small to share
+    folder = Path(config.run.folder)
+    claim(folder, config)
+    agent = Agent(config)
+    replay = _opened(agent, folder)
+    if replay.count < config.run.ticks:
+        _play_and_learn(agent, replay, folder, tell, asked)
+    path = folder / "evaluation.json"
+    known = read_json(path) if path.is_file() else {}
+    wanted = {"trained_ticks": replay.count, "ticks": config.run.evaluation_ticks}
+    if any(known.get(name) != value for name, value in wanted.items()):
+        weights, version = read_weights(folder)
+        known = evaluate(agent, weights, version, config.run.evaluation_ticks, tell, asked)
+        known["trained_ticks"] = replay.count
+        write_json(path, known)
+    return known
+
+
+def claim(folder: Path, config: RunConfig) -> None:
+    """Writes config.json, or checks that the folder's run is this one.
+
+    Raises:
+        ValueError: it is another.
+    """
+    path = folder / "config.json"
+    ours = config.as_dict()
+    if path.is_file():
+        theirs = read_json(path)
+        for name, value in _flat(ours).items():
+            if name not in FREE and _flat(theirs).get(name) != value:
+                raise ValueError(
+                    f"{folder} holds a run with {name} = {_flat(theirs).get(name)}, but got "
+                    f"{value}: choose another run.folder, or remove this one"
+                )
+        remove_leftovers(folder)
+    write_json(path, ours)
+
+
+def read_run(folder: Path) -> tuple[RunConfig, np.ndarray, int]:
+    """The config of the run in a folder, its newest saved weights (numel,), and their version.
+
+    Raises:
+        ValueError: there is no run, or nothing was saved yet.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"expected a run of fox-realtime train in {folder}, but found no {path}")
+    return RunConfig.of(read_json(path)), *read_weights(folder)
+
+
+def read_weights(folder: Path) -> tuple[np.ndarray, int]:
+    """The newest saved weights (numel,) of a run, and their version.
+
+    Raises:
+        ValueError: nothing was saved yet.
+    """
+    path = checkpoint_path(folder)
+    if not path.is_file():
+        raise ValueError(f"the run in {folder} has saved no weights yet: let it train on")
+    state = torch.load(path, weights_only=True)
+    return state["weights"].numpy(), state["version"]
+
+
+def evaluate(
+    agent: Agent,
+    flat: np.ndarray,
+    version: int,
+    ticks: int,
+    tell: Tell = lambda row: None,
+    asked: Callable[[], bool] = lambda: False,
+    watch: Callable[[Interaction, Step], None] = lambda interaction, step: None,
+) -> dict[str, Any]:
+    """Plays without exploration and without learning, in other episodes than the run's own.
+
+    Args:
+        agent: who plays; its configuration decides clock, workers and delay.
+        flat, version: weights (numel,) and their version.
+        ticks: how many.
+        tell: is given a row every report_ticks.
+        asked: whether to stop.
+        watch: is called after every tick.
+
+    Returns:
+        ticks, version, delay and workers, the row of Meter over all ticks, fps, overruns, and the
+        scheduler's counters.
+
+    Raises:
+        Stopped: `asked` said so.
+    """
+    d, workers = agent.size()
+    weights = WeightBuffers(len(flat), workers, agent.config.schedule.transport == "process")
+    weights.publish(flat, version)
+    meter, part = Meter(agent.step_seconds), Meter(agent.step_seconds)
+    with playing(agent, weights, d, place=Place(episode=EVALUATION)) as interaction:
+        start = time.perf_counter()
+        for tick in range(1, ticks + 1):
+            step = interaction.tick()
+            watch(interaction, step)
+            meter.add(step, version)
+            part.add(step, version)
+            if asked():
+                raise Stopped(f"stopped in the evaluation, after tick {tick:,} of {ticks:,}")
+            if tick % agent.config.run.report_ticks == 0:
+                tell({"evaluated": tick, **part.row()})
+        seconds = time.perf_counter() - start
+    counters = asdict(interaction.dispatcher.counters)
+    counters["sources"] = {source.name: count for source, count in counters["sources"].items()}
+    return {
+        "ticks": ticks,
+        "version": version,
+        "workers": workers,
+        **meter.row(),
+        "fps": ticks / seconds,
+        "overruns": interaction.clock.overruns,
+        "counters": counters,
+    }
+
+
+def _play_and_learn(
+    agent: Agent, replay: Replay, folder: Path, tell: Tell, asked: Callable[[], bool]
+) -> None:
+    run, explore = agent.config.run, agent.config.exploration
+    d, workers = agent.size()
+    _check_warmup(agent, d)
+    virtual = agent.config.schedule.clock == "virtual"
+    if not virtual:
+        check_head(agent.policy(), agent.step_seconds)
+    weights = WeightBuffers(len(agent.weights), workers, shared=not virtual)
+    teacher: Teacher = (InlineTeacher if virtual else ProcessTeacher)(agent, weights, folder)
+    exploration = Exploration(agent.n_actions, run.seed, **asdict(explore))
+    place, meter = _place(folder, replay.count), Meter(agent.step_seconds)
+    parts = {"exploration": exploration, "replay": replay, "place": place}
+    with (
+        playing(agent, weights, d, **parts) as interaction,
+        table(folder / "metrics.csv") as write,
+    ):
+        since = time.perf_counter()
+        while interaction.k < run.ticks and not asked():
+            meter.add(interaction.tick(), weights.version)
+            teacher.advance()
+            k = interaction.k
+            if k % run.report_ticks == 0:
+                now = time.perf_counter()
+                row = {
+                    "tick": k,
+                    "seconds": k * agent.step_seconds,
+                    "fps": meter.ticks / (now - since),
+                    "overruns": interaction.clock.overruns,
+                    "skipped": weights.skipped,
+                    "epsilon": exploration.epsilon(k),
+                    **meter.row(),
+                    **teacher.metrics,
+                }
+                since = now
+                write(row)
+                tell(row)
+                interaction.dispatcher.trace.clear()
+            if k % run.checkpoint_ticks == 0:
+                teacher.save()
+                _save_world(folder, interaction)
+        _save_world(folder, interaction)
+    teacher.close()
+    if interaction.k < run.ticks:
+        raise Stopped(f"stopped after tick {interaction.k:,} of {run.ticks:,}")
+
+
+def _check_warmup(agent: Agent, d: int) -> None:
+    learner, run = agent.config.learner, agent.config.run
+    needed = learner.burn_in + learner.train + learner.n_step + d
+    for name in ("warmup_ticks", "replay_ticks"):
+        if getattr(run, name) <= needed:
+            raise ValueError(
+                f"a learner's sequence has {needed} ticks (burn_in + train + n_step + delay), but "
+                f"run.{name} is {getattr(run, name)}: raise it"
+            )
+
+
+def _opened(agent: Agent, folder: Path) -> Replay:
+    """The run's log, new or to go on with; no other process can write to it."""
+    if (folder / "replay" / "count.npy").is_file():
+        return Replay.open(folder / "replay", write=True)
+    return Replay.create(folder / "replay", agent.dtype, agent.config.run.replay_ticks)
+
+
+def _save_world(folder: Path, interaction: Interaction) -> None:
+    state = {"world": interaction.env.get_state(), "episode": interaction.episode}
+    with whole_file(folder / "checkpoint" / "world.pt") as temporary:
+        torch.save(state, temporary)
+
+
+def _place(folder: Path, tick: int) -> Place:
+    """Where to go on: the log tells the tick; the world is that of the last checkpoint."""
+    path = folder / "checkpoint" / "world.pt"
+    if not path.is_file():
+        return Place(tick)
+    state = torch.load(path, weights_only=True)
+    # Whatever was in flight is gone, so an episode begins, even where the world goes on.
+    return Place(tick, state["episode"] + 1, state["world"])
+
+
+@contextmanager
+def table(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A function that appends rows of COLUMNS to a CSV file, each at once on disk."""
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+        write_text(path, text[: text.rfind("\n") + 1])  # a kill may have torn the last line
+    new = not path.is_file()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+
+        def write(row: Mapping[str, Any]) -> None:
+            writer.writerow(row)
+            file.flush()
+
+        yield write
+
+
+def read_table(path: Path) -> list[dict[str, float | None]]:
+    """The rows of a run's metrics.csv; None where a field is empty."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [
+            {name: float(value) if value else None for name, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        nested = isinstance(value, Mapping)
+        flat |= _flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+    return flat
