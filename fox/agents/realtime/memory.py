@@ -11,7 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing.context import assert_spawning, get_spawning_popen
+from multiprocessing.context import assert_spawning
 from multiprocessing.reduction import DupFd
 from typing import Any
 
@@ -26,7 +26,6 @@ class Memory:
         size: in bytes.
         shared: whether child processes may have it: a pickle that goes to a child as the
             argument of a multiprocessing.Process (spawn or forkserver) is the same memory there.
-            The pickle of an unshared one is a copy, for other hosts; no child takes it.
 
     Attributes:
         shared: as above.
@@ -66,14 +65,12 @@ class Memory:
                 fcntl.lockf(self._file, fcntl.LOCK_UN)
 
     def __reduce__(self) -> tuple[Callable[..., "Memory"], tuple[Any, ...]]:
-        if not self.shared:
-            if get_spawning_popen() is not None:
-                raise ValueError(
-                    "a child process would get a copy of unshared memory, and see none of its "
-                    "changes: make the ring, or the weights, with shared=True"
-                )
-            return _copied, (self._bytes[:],)
         assert_spawning(self)
+        if not self.shared:
+            raise ValueError(
+                "a child process would get a copy of unshared memory, and see none of its changes: "
+                "make the ring, or the weights, with shared=True"
+            )
         return _attached, (DupFd(self._file), self.size)
 
 
@@ -90,10 +87,4 @@ def _nameless_file(size: int) -> int:
 def _attached(sent: Any, size: int) -> Memory:
     memory = Memory.__new__(Memory)
     memory._map(sent.detach(), size)
-    return memory
-
-
-def _copied(content: bytes) -> Memory:
-    memory = Memory(len(content), shared=False)
-    memory._bytes[:] = content
     return memory

@@ -37,31 +37,35 @@ class ObservationRing:
         self.slots = 1 << (4 * d + 8 + history - 1).bit_length()
         self.dtype = dtype
         self.overwritten = 0
-        self._memory = Memory(self.slots * (8 + dtype.itemsize), shared)
+        self._memory = Memory(8 + self.slots * (8 + dtype.itemsize), shared)
         self._view()
-        self._tags[:] = UNWRITTEN
+        self._first[:], self._tags[:] = UNWRITTEN, UNWRITTEN
 
     def _view(self) -> None:
-        self._tags = self._memory.array((self.slots,), np.int64)
-        self._rows = self._memory.array((self.slots,), self.dtype, offset=8 * self.slots)
+        self._first = self._memory.array((1,), np.int64)  # tick that was ever published
+        self._tags = self._memory.array((self.slots,), np.int64, 8)
+        self._rows = self._memory.array((self.slots,), self.dtype, 8 + 8 * self.slots)
 
     def publish(self, token: np.ndarray | np.void) -> None:
         """Writes a token; by its field `tick` it takes the place of the token R ticks older."""
         k = int(token["tick"])
         slot = k % self.slots
+        if self._first[0] == UNWRITTEN:
+            self._first[0] = k
         self._tags[slot] = UNWRITTEN
         self._rows[slot] = token
         self._tags[slot] = k
 
     def read(self, first: int, last: int) -> np.ndarray:
-        """(last - first + 1,) tokens of the ticks first..last, copied; those before tick 0 are left
-        out.
+        """(last - first + 1,) tokens of the ticks first..last, copied.
+
+        Those of ticks before the first that was ever published are left out.
 
         Raises:
             Overwritten: one is not written yet, or no longer there.
             ValueError: more tokens than the ring has slots.
         """
-        ticks = np.arange(max(first, 0), last + 1)
+        ticks = np.arange(max(first, int(self._first[0]), 0), last + 1)
         if len(ticks) > self.slots:
             raise ValueError(
                 f"a ring of {self.slots} tokens cannot give the {len(ticks)} of the ticks "

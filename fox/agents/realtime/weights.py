@@ -1,7 +1,8 @@
 """The weights that all workers read, by version: three copies, so that nobody waits or tears."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.context import get_spawning_popen
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,8 @@ class WeightBuffers:
     Args:
         numel: how many weights.
         workers: readers are 0 .. workers - 1, and `workers` for the dispatcher's head.
-        shared: for workers in processes: pickled to one, these are the same buffers there.
-            Unshared ones are copied with their newest weights.
+        shared: for workers in processes: pickled to one, these are the same buffers there. Any
+            other pickle makes unshared ones that begin with the newest weights.
 
     Attributes:
         skipped: weights that this process could not publish.
@@ -117,10 +118,24 @@ class WeightBuffers:
             self._pins[reader] = buffer, taken
         return taken, self._flat[buffer], version
 
-    def __getstate__(self) -> dict[str, Any]:
-        names = ("numel", "workers", "skipped", "_offset", "_memory")
-        return {name: getattr(self, name) for name in names}
+    def __reduce__(self) -> tuple[Callable[..., "WeightBuffers"], tuple[Any, ...]]:
+        if get_spawning_popen() is not None:
+            return _attached, (self.numel, self.workers, self._offset, self._memory)
+        with self._memory.locked():  # nobody writes to the newest copy, and it stays the newest
+            flat = self._flat[self._newest[0]].copy()
+            return _copied, (self.numel, self.workers, flat, self.version)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._view()
+
+def _attached(numel: int, workers: int, offset: int, memory: Memory) -> WeightBuffers:
+    weights = WeightBuffers.__new__(WeightBuffers)
+    weights.numel, weights.workers, weights.skipped = numel, workers, 0
+    weights._offset, weights._memory = offset, memory
+    weights._view()
+    return weights
+
+
+def _copied(numel: int, workers: int, flat: np.ndarray, version: int) -> WeightBuffers:
+    weights = WeightBuffers(numel, workers, shared=False)
+    if version >= 0:
+        weights.publish(flat, version)
+    return weights

@@ -42,13 +42,20 @@ def test_a_ring_has_a_power_of_two_of_slots_for_four_delays_and_the_window(d, hi
     assert ring_of(d, history).slots == slots
 
 
-def test_a_ring_gives_the_tokens_that_were_published_and_none_before_the_first_tick():
+@pytest.mark.parametrize("first", [0, 1000])  # a run that is resumed begins at a later tick
+def test_a_ring_gives_the_tokens_that_were_published_and_leaves_out_those_before(first):
     ring = ring_of()
-    for k in range(5):
+    ticks = list(range(first, first + 5))
+    for k in ticks:
         ring.publish(echo.token(k))
-    rows = ring.read(-3, 4)
-    assert rows["tick"].tolist() == [0, 1, 2, 3, 4]
-    np.testing.assert_array_equal(rows["obs"][:, 2], [0, 1, 2, 3, 4])
+    rows = ring.read(first - 3, first + 4)
+    assert rows["tick"].tolist() == ticks
+    np.testing.assert_array_equal(rows["obs"][:, 2], ticks)
+
+
+def test_an_empty_ring_has_nothing_to_read():
+    with pytest.raises(Overwritten):
+        ring_of().read(0, 0)
 
 
 def test_what_was_read_does_not_change_when_the_ring_does():
