@@ -85,6 +85,27 @@ def test_the_wheel_holds_configs_type_marker_and_licence(source, wheel):
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
+def test_the_packages_hold_our_own_game_and_no_other(source, sdist, wheel):
+    """A game is known by its suffix, or by the console's maker's logo that most images carry."""
+    folder = "fox/agents/realtime/envs/rom"
+    with tarfile.open(sdist) as archive, zipfile.ZipFile(wheel) as packed:
+        files = {}
+        for member in filter(tarfile.TarInfo.isfile, archive):
+            name = member.name.partition("/")[2]
+            files["sdist", name] = archive.extractfile(member).read()
+        files |= {("wheel", name): packed.read(name) for name in packed.namelist()}
+    ours = [f"{folder}/{name}" for name in ("catch.gb", "catch.c", "crt0.s", "build.py")]
+    for package in ("sdist", "wheel"):
+        assert {(package, name) for name in ours} <= set(files)
+    image = (source / folder / "catch.gb").read_bytes()
+    suffixes = (".gb", ".gbc", ".gba", ".nes", ".sfc", ".smc", ".md", ".bin", ".a26", ".rom")
+    for (_, name), content in files.items():
+        if name.endswith(suffixes) and not name.endswith("README.md"):
+            assert name == f"{folder}/catch.gb"
+            assert content == image
+        assert bytes.fromhex("ceed6666cc0d000b") not in content
+
+
 def test_the_wheel_runs_from_a_folder_of_its_own(wheel, tmp_path):
     site = tmp_path / "site"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]

@@ -27,6 +27,13 @@ def make_gym(
     return GymEnv(gymnasium.make(identifier, render_mode="rgb_array"), noop, observation, fps)
 
 
+def _flattens(space: "gymnasium.Space") -> bool:
+    try:
+        return space.is_np_flattenable
+    except NotImplementedError:  # of a space that is not Gymnasium's own
+        return False
+
+
 class GymEnv:
     """A Gymnasium environment whose step is one frame: nothing is skipped, repeated or held back.
 
@@ -61,7 +68,7 @@ class GymEnv:
                 f"the action space must be Discrete, but is {env.action_space}: wrap the "
                 "environment in one that offers a choice of actions"
             )
-        if observation == "features" and not env.observation_space.is_np_flattenable:
+        if observation == "features" and not _flattens(env.observation_space):
             raise ValueError(
                 f"observations must flatten to a vector, but the space is {env.observation_space}: "
                 "choose observation='image', or wrap the environment"

@@ -88,6 +88,13 @@ def test_a_state_plays_the_same_episode_on():
     assert other.get_state() == env.get_state() == {"seed": 11, "actions": [2, 1, 1]}
 
 
+class Words(spaces.Space):
+    """A space of another package's own."""
+
+    def __init__(self):
+        super().__init__((), str)
+
+
 BOX = spaces.Box(-1, 1, (2,))
 
 
@@ -101,6 +108,7 @@ BOX = spaces.Box(-1, 1, (2,))
             {},
             "must flatten.*choose observation='image'",
         ),
+        (Walk(observations=spaces.Dict({"goal": Words()})), {}, "must flatten.*choose observation"),
         (Walk(render_mode=None), {"observation": "image"}, "but the environment has None"),
         (Walk(fps=None), {}, "metadata do not say 'render_fps': give fps"),
         (Walk(), {"noop": 3}, "noop must be one of the 3 actions, but got 3"),
