@@ -19,12 +19,13 @@ fox-realtime: agents in environments that do not wait, and policies slower than 
   fox-realtime train --config my.yaml --run.ticks 90000    a setting on the command line wins
   fox-realtime train --config my.yaml --print_config       every setting of the run
   fox-realtime play runs/catch/staggered         returns, the scheduler's counters, GIF, timeline
+  fox-realtime regret runs/catch                 what learning, inaction and delay have lost
   fox-realtime simulate                          how many workers a slow policy needs
   fox-realtime bench                             what a tick, a job and an inference cost here
 
 All options of a command: fox-realtime COMMAND --help
 """
-COMMANDS = ("train", "play", "simulate", "bench")  # each a module with a function of its name
+COMMANDS = ("train", "play", "regret", "simulate", "bench")  # each a module with a function of its name
 PRESET = "preset:"
 
 

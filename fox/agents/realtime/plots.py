@@ -112,6 +112,32 @@ def draw_learning(path: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -
     save_figure(figure, path)
 
 
+def draw_regret(path: Path, runs: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+    """Cumulative regret and its parts against time, one panel per run.
+
+    Args:
+        path: the PNG.
+        runs: rows of regret.csv by the run's name.
+    """
+    figure = new_figure(max(5.6, 4.6 * len(runs)), 4.4)
+    panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
+    for axes, (name, rows) in zip(panels, runs.items(), strict=True):
+        plain_axes(axes, name, "seconds of play", "")
+        seconds = [row["seconds"] for row in rows]
+        axes.axhline(0, color=FAINT, linewidth=0.8)
+        for colour, part in zip(PALETTE, ("delay", "inaction", "learning"), strict=False):
+            values, low, high = (
+                [row[key] for row in rows] for key in (part, f"{part}_low", f"{part}_high")
+            )
+            _draw_curve(axes, Curve(part, seconds, values, low, high), colour, None)
+        total = [row["total"] for row in rows]
+        axes.plot(seconds, total, color=INK, linestyle=":", label="their sum, the regret")
+    panels[0].set_ylabel("rewards lost to the undelayed reference", color=INK)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    save_figure(figure, path)
+
+
 def _draw_curve(axes: "Axes", curve: Curve, colour: str, marker: str | None) -> None:
     if curve.low is not None and curve.high is not None:
         axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.15, linewidth=0)
