@@ -49,6 +49,11 @@ class WeightBuffers:
         self._flat = self._memory.array((BUFFERS, self.numel), np.float32, self._offset)
 
     @property
+    def shared(self) -> bool:
+        """Whether workers in processes read these."""
+        return self._memory.shared
+
+    @property
     def version(self) -> int:
         """Of the newest weights; -1 before the first."""
         return int(self._versions[self._newest[0]])
