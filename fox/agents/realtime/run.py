@@ -129,7 +129,7 @@ def evaluate(
     ticks: int,
     tell: Tell = lambda row: None,
     asked: Callable[[], bool] = lambda: False,
-    watch: Callable[[Interaction, Step], None] = lambda interaction, step: None,
+    watch: Callable[[Interaction], Callable[[Step], None]] = lambda interaction: lambda step: None,
 ) -> dict[str, Any]:
     """Plays without exploration and without learning, in other episodes than the run's own.
 
@@ -139,7 +139,8 @@ def evaluate(
         ticks: how many.
         tell: is given a row every report_ticks.
         asked: whether to stop.
-        watch: is called after every tick.
+        watch: is given the interaction before the first tick, and returns what is called after
+            every tick.
 
     Returns:
         ticks, version, delay and workers, the row of Meter over all ticks, fps, overruns, and the
@@ -153,10 +154,11 @@ def evaluate(
     weights.publish(flat, version)
     meter, part = Meter(agent.step_seconds), Meter(agent.step_seconds)
     with playing(agent, weights, d, place=Place(episode=EVALUATION)) as interaction:
+        look = watch(interaction)
         start = time.perf_counter()
         for tick in range(1, ticks + 1):
             step = interaction.tick()
-            watch(interaction, step)
+            look(step)
             meter.add(step, version)
             part.add(step, version)
             if asked():
