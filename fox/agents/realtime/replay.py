@@ -38,6 +38,7 @@ _KIND_OF_COLUMN: dict[str, Any] = {
     "obs_tick": np.int64,
     "version": np.int64,
 }
+_ENDS = ("terminated_t", "truncated_t")
 
 
 @dataclass(frozen=True)
@@ -208,11 +209,12 @@ class Replay:
         if token.dtype != self.dtype:
             raise ValueError(f"expected a token of {self.dtype}, but got {token.dtype}")
         count, tick = self.count, int(token["tick"])
-        previous = int(self._columns["tick"][(count - 1) % self.capacity])
-        if not token["start"] and (count == 0 or tick != previous + 1):
+        last = {name: int(self._take(name, count - 1)) for name in ("tick", *_ENDS)}
+        follows = count > 0 and tick == last["tick"] + 1 and not any(last[name] for name in _ENDS)
+        if not token["start"] and not follows:
             raise ValueError(
                 f"ticks of an episode must follow each other, but {tick} came after "
-                f"{previous if count else 'nothing'}: a token behind a gap must be a start"
+                f"{last if count else 'nothing'}: a token behind a gap or an end must be a start"
             )
         if source_t == Source.POLICY and obs_tick != tick - d:
             raise ValueError(
@@ -267,8 +269,8 @@ class Replay:
         while True:
             count = self.count
             oldest = max(0, count + 1 - self.capacity)
-            d = self._take("d", np.array(count - 1)) if count else 0
-            needed = burn_in + train + n_step + int(d)
+            d_now = self._take("d", count - 1)  # 0 in an empty log
+            needed = burn_in + train + n_step + int(d_now)
             if count - oldest < needed:
                 raise ValueError(
                     f"expected at least {needed} rows in the replay (burn_in + train + n_step + "
@@ -282,7 +284,7 @@ class Replay:
                 return sequences
             # The writer has meanwhile come to a slot that was read: once more.
 
-    def _take(self, name: str, rows: np.ndarray) -> np.ndarray:
+    def _take(self, name: str, rows: Any) -> np.ndarray:
         return self._columns[name][rows % self.capacity]
 
     def _sequences(
@@ -298,18 +300,18 @@ class Replay:
         seen = first[:, None] + np.arange(burn_in + P + n)
         tokens = {field: self._take(name, seen) for field, name in _COLUMN_OF_FIELD.items()}
         d = self._take("d", first + burn_in)[:, None].astype(np.int64)  # (B, 1)
-        t = first[:, None] + burn_in + d + np.arange(P + n)  # of the decisions and their returns
-        inside = (t < count)[:, n:]  # unless d was larger than it is now
-        t = np.minimum(t, count - 1)
+        # Rows of the decisions and their returns. Where d was larger than it is now, some may not
+        # be written yet: the newest row stands for those, which has another d.
+        t = np.minimum(first[:, None] + burn_in + d + np.arange(P + n), count - 1)
 
         def ahead(name: str) -> np.ndarray:  # (B, P, n + 1): at t .. t + n
             return sliding_window_view(self._take(name, t), n + 1, axis=1)
 
-        terminated = ahead("terminated_t")[..., :n]
-        ended = terminated | ahead("truncated_t")[..., :n] | ahead("start")[..., 1:]
-        ends = ended.any(-1)
-        steps = np.where(ends, ended.argmax(-1) + 1, n)
-        terminated_tpm = np.take_along_axis(terminated, steps[..., None] - 1, -1)[..., 0]
+        starts_tp1 = ahead("start")[..., 1:]
+        ends = starts_tp1.any(-1)
+        steps = np.where(ends, starts_tp1.argmax(-1) + 1, n)
+        last = steps[..., None] - 1
+        terminated_tpm = np.take_along_axis(ahead("terminated_t"), last, -1)[..., 0]
 
         same_d = ahead("d") == d[..., None]
         counts = np.arange(n + 1) < (steps + ~ends)[..., None]  # the state at tpm, if it is there
@@ -325,7 +327,7 @@ class Replay:
         committed = sliding_window_view(actions, W, axis=1)  # (B, P + n, W)
         committed = np.where(np.arange(W) < d[..., None], committed, -1)
 
-        trainable = inside & whole & same_d & ~((fresh | (d == 0)) & ends & ~terminated_tpm)
+        trainable = whole & same_d & ~((fresh | (d == 0)) & ends & ~terminated_tpm)
         if not learn_from_beta:
             trainable &= ahead("source_t")[..., 0] == Source.POLICY
         return Sequences(

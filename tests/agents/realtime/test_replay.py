@@ -91,7 +91,7 @@ def decision(rows, o, d, n, learn_from_beta, fresh):
     nothing: the definition, one row after the other.
     """
     t = o + d
-    if t + n >= len(rows):
+    if t >= len(rows):
         return None
     if rows[t].begin > o:  # the delay reaches back into another episode
         return None
@@ -99,7 +99,7 @@ def decision(rows, o, d, n, learn_from_beta, fresh):
         return None
     rewards, goes_on, m = [], True, 0
     while goes_on and m < n:
-        if rows[t + m].d != d:
+        if rows[t + m].d != d or t + m + 1 == len(rows):
             return None
         rewards.append(rows[t + m].number + 0.5)
         goes_on = rows[t + m + 1].begin <= t
@@ -295,6 +295,13 @@ def test_a_change_of_delay_is_not_crossed(tmp_path):
     assert not trained & {37, 38, 39}  # their returns would end in states of another delay
 
 
+def test_after_a_shrunken_delay_no_row_is_read_that_is_not_written(tmp_path):
+    rows = made_up([(40, "killed")], {0: 9, 36: 2})
+    sequences = sample(filled(tmp_path, rows), batch_size=64, n_step=2)
+    check(sequences, rows, 2, 2, False, False)
+    assert sequences.trainable.any()
+
+
 def test_sequences_cross_the_start_of_an_episode_with_its_flag(tmp_path):
     rows = made_up([(30, "terminated"), (40, "killed")], {0: 1})
     sequences = sample(filled(tmp_path, rows), batch_size=64)
@@ -452,14 +459,17 @@ def test_errors_name_what_was_expected_and_what_came(tmp_path):
         Replay.create(tmp_path / "log", KIND, 50)
     with pytest.raises(ValueError, match=r"at least 7 rows .* but there are 0 of at most 49"):
         sample(replay)
-    with pytest.raises(ValueError, match="5 came after nothing"):
+    with pytest.raises(ValueError, match="5 came after nothing: a token"):
         replace(row, begin=-1).append_to(replay)
     row.append_to(replay)
-    with pytest.raises(ValueError, match="7 came after 5: a token behind a gap must be a start"):
+    with pytest.raises(ValueError, match=r"7 came after .*5.*: a token behind a gap or an end"):
         Row(7, 1, 0, Source.POLICY, 2).append_to(replay)
+    Row(9, 1, 1, Source.POLICY, 2, truncated=True).append_to(replay)
+    with pytest.raises(ValueError, match=r"10 came after .*'truncated_t': 1.* or an end must be"):
+        Row(10, 2, 1, Source.POLICY, 2).append_to(replay)
     with pytest.raises(ValueError, match=r"at tick 6 with delay 2 was decided at 4, .* obs_tick 3"):
         replay.append(
-            Row(6, 1, 0, Source.POLICY, 2).token(), 0, Source.POLICY, 0, False, False, 2, 3, 0
+            Row(6, 1, 1, Source.POLICY, 2).token(), 0, Source.POLICY, 0, False, False, 2, 3, 0
         )
     with pytest.raises(ValueError, match="expected a token of"):
         replay.append(np.zeros((), token_dtype(np.zeros(2))), 0, 1, 0, False, False, 2, -1, -1)
