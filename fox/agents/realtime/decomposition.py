@@ -93,7 +93,8 @@ class TrainedReference:
 
     def act(self, features: np.ndarray, committed: np.ndarray, observation: np.ndarray) -> int:
         """The best by the head's values."""
-        return self._head.act(features, committed, observation)
+        none = np.array([-1])  # undelayed: the head knows how to leave out a place, not all of them
+        return self._head.act(features, committed if len(committed) else none, observation)
 
 
 @dataclass(frozen=True)

@@ -166,21 +166,21 @@ def summarize(played: Played, curve: list[dict[str, float]]) -> dict[str, Any]:
 def report(summaries: dict[str, dict[str, Any]]) -> None:
     """A table on the console: rewards lost per second."""
     console = Console()
-    table = Table(title="rewards lost per second of play, and 95 % bands", title_justify="left")
-    for column in ("run", "d", "tau_I", "by beta", *PARTS, "total"):
-        table.add_column(column, justify="left" if column == "run" else "right", no_wrap=True)
+    table = Table("", *summaries, title="rewards lost per second of play (95 % band)")
+    for part in (*PARTS, "total"):
+        lost = [about["lost_per_second"][part] for about in summaries.values()]
+        table.add_row(part, *(f"{mean:.3f} ({low:.3f} to {high:.3f})" for mean, low, high in lost))
+    for name, key in (
+        ("delay, ticks", "delay_ticks"),
+        ("ticks between policy actions", "tau_i_ticks"),
+        ("share of ticks by beta", "beta_share"),
+    ):
+        values = [about[key] for about in summaries.values()]
+        table.add_row(name, *("none" if value is None else f"{value:.3f}" for value in values))
+    console.print(table)
     for name, about in summaries.items():
-        lost = [
-            f"{mean:.3f}\n{low:.2f}..{high:.2f}"
-            for mean, low, high in about["lost_per_second"].values()
-        ]
-        interval = "none" if about["tau_i_ticks"] is None else f"{about['tau_i_ticks']:.2f}"
-        table.add_row(
-            name, f"{about['delay_ticks']:.1f}", interval, f"{about['beta_share']:.1%}", *lost
-        )
         if about["ticks"] < about["of_ticks"]:
             console.print(
                 f"{name}: the first {about['ticks']:,} of {about['of_ticks']:,} ticks; the run was "
                 "stopped there, and its world went on from a state that is not kept"
             )
-    console.print(table)

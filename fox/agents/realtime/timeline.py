@@ -3,7 +3,8 @@
 A Chrome trace (chrome://tracing, ui.perfetto.dev), a PNG, and a film of the world as a GIF.
 """
 
-from collections import deque
+import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from fox.agents.realtime.loop import Step
 from fox.agents.realtime.ticks import Done, Event, Job, Joined, Source, Transport
 from fox.figures import FOX, INK, TRANSFORMER, new_figure, plain_axes, save_figure
-from fox.files import whole_file, write_json
+from fox.files import whole_file, write_text
 
 WORDS = {
     Source.POLICY: "policy",
@@ -160,7 +161,8 @@ def write_chrome_trace(path: Path, recorder: Recorder, step_seconds: float) -> N
             point = _event("f", "action", "action", 0, at_tick[job.due], about)
             # bp: the arrow ends in the bar around its point, not in the next one
             events += [tail | {"id": job.id}, point | {"id": job.id, "bp": "e"}]
-    write_json(path, {"traceEvents": events, "displayTimeUnit": "ms"})
+    text = json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}, separators=(",", ":"))
+    write_text(path, text + "\n")
 
 
 def _microseconds(seconds: float) -> float:
@@ -229,64 +231,58 @@ def draw_timeline(path: Path, recorder: Recorder, first: int, last: int) -> None
 
 
 class Film:
-    """Frames of the world with tick, delay and source below, as a GIF.
+    """Frames of the world with tick, return, delay and source below, as a GIF.
 
     Args:
         step_seconds: of a tick; frames are taken so that there are at most 20 in a second.
     """
 
-    SIDE, STRIP, TEXT = 336, 84, 34  # pixels of the world, ticks in the strip of sources, pixels
+    SIDE, STRIP, TEXT = 336, 84, 42  # pixels of the world, ticks in the strip of sources, pixels
 
     def __init__(self, step_seconds: float) -> None:
+        self.every = max(1, round(0.05 / step_seconds))
+        self._centiseconds = max(2, round(100 * self.every * step_seconds))
+        self._steps: list[Step] = []
+        self._worlds: list[np.ndarray] = []
+
+    def add(self, step: Step, show: Callable[[], np.ndarray]) -> None:
+        """Takes a tick, and what `show` (env.render84) shows after it; costs next to nothing."""
+        if len(self._steps) % self.every == 0:
+            self._worlds.append(show())
+        self._steps.append(step)
+
+    def save(self, path: Path) -> None:
+        """Draws the frames and writes the GIF.
+
+        Raises:
+            ModuleNotFoundError: pillow is not installed.
+        """
         try:
             from PIL import Image, ImageDraw, ImageFont
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
                 "films need pillow: pip install 'fox-transformer[plots]'"
             ) from error
-        self._image, self._draw, self._font = Image, ImageDraw, ImageFont.load_default(15)
-        self.every = max(1, round(0.05 / step_seconds))
-        self._centiseconds = max(2, round(100 * self.every * step_seconds))
-        self._frames: list[Any] = []
-        self._sources: deque[Source] = deque(maxlen=self.STRIP)
-        self._return = 0.0
-
-    def add(self, world: np.ndarray, step: Step) -> None:
-        """Takes a tick.
-
-        Args:
-            world: (84, 84) uint8, what env.render84() shows after it.
-            step: the tick.
-        """
-        self._sources.append(step.source)
-        self._return += step.reward
-        if step.tick % self.every:
-            return
-        frame = self._image.new("RGB", (self.SIDE, self.SIDE + 8 + self.TEXT), "white")
-        picture = self._image.fromarray(world).resize(
-            (self.SIDE, self.SIDE), self._image.Resampling.NEAREST
-        )
-        frame.paste(picture.convert("RGB"), (0, 0))
-        pen = self._draw.Draw(frame)
-        for place, source in enumerate(self._sources):
-            x = 4 * place
-            pen.rectangle((x, self.SIDE, x + 3, self.SIDE + 7), fill=COLOURS[source])
-        words = (
-            f"tick {step.tick}   return {self._return:g}   delay {step.delay}   "
-            f"{WORDS[step.source]}"
-        )
-        pen.text((6, self.SIDE + 16), words, fill=INK, font=self._font)
-        self._frames.append(frame.quantize(32, dither=self._image.Dither.NONE))
-
-    def save(self, path: Path) -> None:
-        """Writes the GIF."""
-        first, *rest = self._frames
+        font, frames = ImageFont.load_default(15), []
+        returns = np.cumsum([step.reward for step in self._steps])
+        for number, world in enumerate(self._worlds):
+            now = number * self.every
+            frame = Image.new("RGB", (self.SIDE, self.SIDE + self.TEXT), "white")
+            large = Image.fromarray(world).resize((self.SIDE, self.SIDE), Image.Resampling.NEAREST)
+            frame.paste(large.convert("RGB"), (0, 0))
+            pen = ImageDraw.Draw(frame)
+            for place, step in enumerate(self._steps[max(0, now + 1 - self.STRIP) : now + 1]):
+                left, top = 4 * place, self.SIDE
+                pen.rectangle((left, top, left + 3, top + 7), fill=COLOURS[step.source])
+            words = f"tick {step.tick}   return {returns[now]:g}   delay {step.delay}   "
+            pen.text((6, self.SIDE + 16), words + WORDS[step.source], fill=INK, font=font)
+            frames.append(frame.quantize(32, dither=Image.Dither.NONE))
         with whole_file(path) as temporary:
-            first.save(
+            frames[0].save(
                 temporary,
                 format="GIF",
                 save_all=True,
-                append_images=rest,
+                append_images=frames[1:],
                 duration=10 * self._centiseconds,
                 loop=0,
             )

@@ -111,7 +111,7 @@ def test_a_film_lasts_as_long_as_the_play_and_shows_the_world_and_the_sources(pl
     Image = pytest.importorskip("PIL.Image")
     world, film = CatchRT().render84(), Film(1 / 60)
     for step in played[0].steps:
-        film.add(world, step)
+        film.add(step, lambda: world)
     film.save(tmp_path / "film.gif")
     with Image.open(tmp_path / "film.gif") as gif:
         lengths = []
@@ -127,7 +127,7 @@ def test_a_film_lasts_as_long_as_the_play_and_shows_the_world_and_the_sources(pl
     assert orange.tolist() == policy
 
 
-def test_a_film_without_pillow_says_what_to_install(monkeypatch):
+def test_a_film_without_pillow_says_what_to_install(monkeypatch, tmp_path):
     original = builtins.__import__
 
     def without_pillow(name, *args, **kwargs):
@@ -137,4 +137,4 @@ def test_a_film_without_pillow_says_what_to_install(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without_pillow)
     with pytest.raises(ModuleNotFoundError, match=r"films need pillow: pip install 'fox-tr"):
-        Film(1 / 60)
+        Film(1 / 60).save(tmp_path / "film.gif")
