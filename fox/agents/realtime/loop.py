@@ -203,6 +203,6 @@ class Interaction:
 
     def _begin(self, observation: np.ndarray) -> None:
         """The token of an episode's first tick."""
-        self._token = np.zeros((), token_dtype(observation))
+        self._token = np.zeros(1, token_dtype(observation))[0]  # writable
         self._token["obs"], self._token["action"] = observation, self.env.noop
         self._token["source"], self._token["start"] = Source.BETA_RESET, True

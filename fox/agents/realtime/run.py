@@ -192,9 +192,9 @@ def _play_and_learn(
     teacher: Teacher = (InlineTeacher if virtual else ProcessTeacher)(agent, weights, folder)
     exploration = Exploration(agent.n_actions, run.seed, **asdict(explore))
     place, meter = _place(folder, replay.count), Meter(agent.step_seconds)
-    parts = {"exploration": exploration, "replay": replay, "place": place}
+    begun = playing(agent, weights, d, exploration=exploration, replay=replay, place=place)
     with (
-        playing(agent, weights, d, **parts) as interaction,
+        begun as interaction,
         table(folder / "metrics.csv") as write,
     ):
         since = time.perf_counter()

@@ -36,18 +36,20 @@ from fox.agents.realtime.policy import PolicyConfig
 from fox.agents.realtime.run import Stopped, read_table, run_agent
 from fox.files import write_csv, write_json
 
-SHOWN = {  # key of a row: heading, format
+PLAY = {  # key of a row: heading, format
     "return": ("return/s", "{:+.3f}"),
     "gains": ("won", "{:.0f}"),
     "losses": ("lost", "{:.0f}"),
     "coverage": ("coverage", "{:.1%}"),
     "delay_ticks": ("delay", "{:.1f}"),
+}
+TRAINING = PLAY | {
     "weight_age": ("age", "{:.1f}"),
-    "gap_cv": ("gap cv", "{:.2f}"),
     "fps": ("fps", "{:.1f}"),
     "updates": ("updates", "{:.0f}"),
     "loss": ("loss", "{:.4f}"),
 }
+EVALUATION = {"workers": ("workers", "{}")} | PLAY | {"gap_cv": ("gap cv", "{:.2f}")}
 
 
 def train(
@@ -77,9 +79,8 @@ def train(
     """
     config = RunConfig(env, policy, schedule, learner, exploration, run)
     folder = Path(run.folder)
-    if interactions is None:
-        configs = {schedule.interaction: config}
-    else:
+    configs: dict[str, RunConfig] = {schedule.interaction: config}
+    if interactions is not None:
         configs = {
             name: replace(
                 config,
@@ -88,13 +89,10 @@ def train(
             )
             for name in interactions
         }
-    board = Board(configs)
+    together = _alone if interactions is None else _side_by_side
     try:
-        with board:
-            if interactions is None:
-                results = {schedule.interaction: _alone(config, board)}
-            else:
-                results = _side_by_side(configs, board)
+        with Board(configs) as board:
+            results = together(configs, board)
     except Stopped as stopped:
         print(f"{stopped}: the same command goes on", flush=True)
         raise KeyboardInterrupt from None
@@ -130,14 +128,14 @@ class Board:
         if self.live is None:
             values = (
                 f"{heading} {form.format(row[key])}"
-                for key, (heading, form) in SHOWN.items()
+                for key, (heading, form) in TRAINING.items()
                 if row.get(key) is not None
             )
             print(f"{name}: {self._progress(name)}  {'  '.join(values)}", flush=True)
 
     def __rich__(self) -> Table:
         rows = {name: {"tick": self._progress(name), **row} for name, row in self.rows.items()}
-        return _table(rows, {"tick": ("ticks", "{}"), **SHOWN})
+        return _table(rows, {"tick": ("ticks", "{}"), **TRAINING})
 
     def _progress(self, name: str) -> str:
         run, row = self.configs[name].run, self.rows[name]
@@ -146,11 +144,11 @@ class Board:
         return f"{row['tick']:,}/{run.ticks:,}" if row else "starting"
 
 
-def _alone(config: RunConfig, board: Board) -> dict[str, Any]:
-    """Trains one agent in this process, until Ctrl-C or SIGTERM at most."""
-    name = config.schedule.interaction
+def _alone(configs: Mapping[str, RunConfig], board: Board) -> dict[str, dict[str, Any]]:
+    """Trains one agent in this process."""
+    ((name, config),) = configs.items()
     with _signals() as asked:
-        return run_agent(config, lambda row: board.tell(name, row), asked.is_set)
+        return {name: run_agent(config, lambda row: board.tell(name, row), asked.is_set)}
 
 
 @contextmanager
@@ -185,12 +183,12 @@ def _side_by_side(configs: Mapping[str, RunConfig], board: Board) -> dict[str, d
     with _signals() as asked:
         told = False
         while agents:
-            for connection in wait(list(agents), timeout=0.2):
-                message = _received(connection)
+            for ready in wait(list(agents), timeout=0.2):
+                message = _received(ready)
                 if isinstance(message, Row):
-                    board.tell(agents[connection], message.values)
+                    board.tell(agents[ready], message.values)
                     continue
-                name = agents.pop(connection)
+                name = agents.pop(ready)
                 if isinstance(message, Exception):
                     errors.append(message)
                     asked.set()
@@ -239,9 +237,7 @@ def _report(
     folder: Path, configs: Mapping[str, RunConfig], results: Mapping[str, dict[str, Any]]
 ) -> None:
     """Figures of the training, and the evaluations side by side."""
-    columns = {name: SHOWN[name] for name in SHOWN if name not in ("updates", "loss")}
-    columns = {"version": ("updates", "{:,}"), "workers": ("workers", "{}"), **columns}
-    Console().print(_table(results, columns, "evaluated"))
+    Console().print(_table(results, EVALUATION, "evaluation, without exploration"))
     curves = {
         name: read_table(Path(config.run.folder) / "metrics.csv")
         for name, config in configs.items()
@@ -259,9 +255,8 @@ def _report(
             "cores": os.cpu_count(),
         }
         write_json(folder / "comparison.json", facts)
-        kept = ["ticks", "version", "workers", *SHOWN]
         rows = [
-            {"agent": name, **{key: result[key] for key in kept if key in result}}
+            {"agent": name} | {key: value for key, value in result.items() if key != "counters"}
             for name, result in results.items()
         ]
         write_csv(folder / "comparison.csv", rows)
