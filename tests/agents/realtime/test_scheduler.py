@@ -307,6 +307,16 @@ def test_the_outcome_of_a_job_that_a_newer_one_has_replaced_is_superseded():
     assert dispatcher.on_done(newer.worker, newer.id, 0.1) is Outcome.ON_TIME
 
 
+def test_a_replaced_job_keeps_its_tick_if_the_newer_observation_finds_no_worker():
+    dispatcher = TickDispatcher([0], 3)
+    older = dispatcher.on_tick(0).dispatch
+    dispatcher.set_delay(2)
+    assert dispatcher.on_tick(1).dispatch is None
+    assert dispatcher.on_done(0, older.id, 0.1) is Outcome.ON_TIME
+    dispatcher.on_tick(2)
+    assert dispatcher.on_tick(3).job is older
+
+
 def test_a_reset_makes_all_earlier_jobs_stale_and_costs_d_ticks():
     history = steady(20, 3)
     history[10].reset = True
@@ -353,6 +363,16 @@ def test_late_newest_executes_a_late_result_where_beta_would_have_acted():
     assert drop.plans[9].source is Source.BETA_UNDISPATCHED
     assert newest.dispatcher.counters.overdue == 1
     assert newest.dispatcher.counters.coverage == drop.dispatcher.counters.coverage
+
+
+def test_late_newest_forgets_late_results_of_an_earlier_episode():
+    dispatcher = TickDispatcher([0], 1, late="newest")
+    job = dispatcher.on_tick(0).dispatch
+    dispatcher.on_tick(1)
+    assert dispatcher.on_done(0, job.id, 0.1) is Outcome.LATE
+    dispatcher.on_reset(2, 1)
+    assert dispatcher.on_tick(2).source is Source.BETA_RESET
+    assert (dispatcher.counters.stale, dispatcher.counters.late) == (1, 0)
 
 
 @some
