@@ -6,7 +6,8 @@ tokens up to o_k; the modes differ in what they compute again.
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from multiprocessing.context import get_spawning_popen
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ class PolicyWorkers:
     Attributes:
         config, observation_shape, observation_dtype, n_actions: of the policy.
         weights: that all workers read.
-        lags: holds the largest lag of each worker.
+        lags: holds the largest lag of each worker; None on other hosts.
         keys: what "wavefront" workers share; None in the other modes.
         patience: seconds for which they wait for each other.
     """
@@ -42,7 +43,7 @@ class PolicyWorkers:
     observation_dtype: np.dtype
     n_actions: int
     weights: WeightBuffers
-    lags: Memory
+    lags: Memory | None
     keys: KeyRing | None
     patience: float
 
@@ -55,7 +56,7 @@ class PolicyWorkers:
             trunk = Wavefront(policy, self.keys, self.patience)
         else:
             trunk = CatchUp(policy) if self.config.cache == "catchup" else Window(policy)
-        return PolicyWorker(policy, trunk, self.weights, worker, self._lags()[worker:])
+        return PolicyWorker(policy, trunk, self.weights, worker, self._lags()[worker : worker + 1])
 
     def policy(self) -> RealtimePolicy:
         """A policy whose parameters are still random."""
@@ -68,7 +69,19 @@ class PolicyWorkers:
         return int(self._lags().max())
 
     def _lags(self) -> np.ndarray:
+        if self.lags is None:
+            return np.zeros(self.weights.workers, np.int64)
         return self.lags.array((self.weights.workers,), np.int64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        if get_spawning_popen() is not None:  # to a child process, which shares the memory
+            return vars(self)
+        if self.keys is not None:
+            raise ValueError(
+                'workers with policy.cache = "wavefront" share memory, which other hosts cannot: '
+                'run them as threads or processes, or set policy.cache to "catchup"'
+            )
+        return vars(self) | {"lags": None}
 
 
 def policy_workers(
@@ -78,7 +91,6 @@ def policy_workers(
     n_actions: int,
     weights: WeightBuffers,
     *,
-    shared: bool = False,
     patience: float = 1.0,
 ) -> PolicyWorkers:
     """A factory of workers for any transport; it can be pickled to processes.
@@ -86,14 +98,14 @@ def policy_workers(
     Args:
         config: `config.cache` decides the kind of worker.
         observation_shape, observation_dtype, n_actions: of the policy.
-        weights: where the learner publishes; reader numbers are worker numbers.
-        shared: the workers are processes.
-        patience: seconds, those of d ticks: so long a "wavefront" worker waits for the one before.
+        weights: where the learner publishes; reader numbers are worker numbers. Workers in
+            processes need shared ones.
+        patience: seconds that a "wavefront" worker waits for the one before it: those of d ticks.
     """
     keys = None
     if config.cache == "wavefront":
-        keys = KeyRing(config.blocks(), config.history, 2 * config.d_max, shared)
-    lags = Memory(8 * weights.workers, shared)
+        keys = KeyRing(config.blocks(), config.history, 2 * config.d_max, weights.shared)
+    lags = Memory(8 * weights.workers, weights.shared)
     policy = (config, observation_shape, observation_dtype, n_actions)
     return PolicyWorkers(*policy, weights, lags, keys, patience)
 

@@ -25,7 +25,8 @@ from fox.agents.realtime.rings import Mailboxes, ObservationRing, Overwritten
 from fox.agents.realtime.ticks import Done, Event, Job, Joined, Lost, WorkerFactory
 from fox.agents.realtime.transport import Agenda, WorkerError, finish
 
-PRELOAD = ["torch", "fox.agents.realtime.policy", __name__]
+# The first call of an operator of our own imports torch._dynamo: 1.5 s in each worker.
+PRELOAD = ["torch", "torch._dynamo", "fox.agents.realtime.caches", __name__]
 LONGEST_REPORT = 8192  # characters of a traceback: what fits a pipe needs no reader
 
 # What a worker says: that it is ready, which job is done, what it read too late, how it failed.

@@ -53,7 +53,7 @@ class KeyRing:
         rows: (L, R, 2, K, D) float32, keys and values before their shift; (L, 0, ...) without.
 
     Raises:
-        ValueError: the trunk has rotary embedding; pickling an unshared ring.
+        ValueError: the trunk has rotary embedding.
     """
 
     def __init__(self, config: FoxConfig, history: int, flight: int, shared: bool) -> None:
@@ -62,7 +62,7 @@ class KeyRing:
                 'policy.cache = "wavefront" does not go with rotary embedding: ticks count on for '
                 'ever, and angles would lose their precision; use "window"'
             )
-        self.config, self.history, self.shared = config, history, shared
+        self.config, self.history = config, history
         self.slots = 1 << (history + flight - 1).bit_length()
         self._memory = Memory(sum(_padded(size) for _, _, size in self._parts()), shared)
         self._view()
@@ -72,22 +72,25 @@ class KeyRing:
     def take_on(self, k: int) -> int:
         """The first tick of the chunk up to k that no other job has taken on; k at most."""
         with self._memory.locked():
-            first = int(self.state[0]) + 1
-            self.state[0] = max(k, first - 1)
-            if first < k - self.history + 1:
-                first = k - self.history + 1
-                self._begin_at(first)
-            return min(first, k)
+            taken = int(self.state[0])
+            self.state[0] = max(k, taken)
+            return self._first(taken + 1, k)
 
-    def first_missing(self) -> int:
-        """The first tick that is not in every layer: where one goes on who was let down."""
+    def take_over(self, k: int) -> int:
+        """The first tick of the chunk up to k that is not in every layer: the others were lost."""
         with self._memory.locked():
-            return int(self.counter.min()) + 1
+            return self._first(int(self.counter.min()) + 1, k)
 
     def begin_at(self, first: int) -> None:
         """Where a layer lacks ticks before this one, they stay missing, and nobody sees further."""
         with self._memory.locked():
             self._begin_at(first)
+
+    def _first(self, first: int, k: int) -> int:
+        if first < k - self.history + 1:
+            first = k - self.history + 1
+            self._begin_at(first)
+        return min(first, k)
 
     def states(self, layer: int, tick: int, patience: float) -> tuple[Tensor | None, Tensor | None]:
         """The rows (1, K, D) of keys and values at a tick before their shift; None without."""
@@ -166,13 +169,13 @@ class KeyRing:
             self.rows[layer, slot, 1] = heads.v_rows[0, new]
 
     def _wait(self, layer: int, tick: int, patience: float) -> None:
-        seen, since = self.counter[layer], time.perf_counter()
-        while seen < tick:
+        published, since = int(self.counter.sum()), time.perf_counter()
+        while (missing := tick - int(self.counter[layer])) > 0:
             time.sleep(POLL)
             now = time.perf_counter()
-            if self.counter[layer] > seen:
-                seen, since = self.counter[layer], now
-            elif now - since > patience:
+            if self.counter.sum() > published:
+                published, since = int(self.counter.sum()), now
+            elif now - since > patience * missing:  # the next in line takes over, not all at once
                 raise Stuck(f"tick {tick} has not reached layer {layer}")
         with self._memory.locked():
             pass  # what was written before the counter is there now
@@ -201,12 +204,7 @@ class KeyRing:
         self.k, self.v, self.running, self.rows = (torch.from_numpy(part) for part in parts[4:])
 
     def __getstate__(self) -> dict[str, Any]:
-        if not self.shared:
-            raise ValueError(
-                'the workers of policy.cache = "wavefront" share memory: they must be threads, or '
-                "processes of one machine whose cache is made with shared=True"
-            )
-        names = ("config", "history", "shared", "slots", "_memory")
+        names = ("config", "history", "slots", "_memory")
         return {name: getattr(self, name) for name in names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -224,7 +222,7 @@ class Wavefront:
 
     Keys are published right after their projection, so that the next tick's job follows one layer
     behind. A tick without a job is taken in by the next job as a longer chunk; one whose worker is
-    lost by the first that has waited for it for `patience` seconds.
+    lost by its successor, once nobody has published anything for `patience` seconds.
 
     Args:
         policy: with a FoX trunk.
@@ -243,7 +241,7 @@ class Wavefront:
         while True:
             with suppress(Stuck):
                 return self._chunk(first, k, rows, version)
-            first = min(self.keys.first_missing(), k)
+            first = self.keys.take_over(k)
 
     def _chunk(self, first: int, k: int, rows: Rows, version: int) -> np.ndarray:
         try:

@@ -1,4 +1,4 @@
-"""Claims about the workers of a policy: whatever they keep, they deliver the sequential features."""
+"""Claims about a policy's workers: whatever they keep, they deliver the sequential features."""
 
 import pickle
 import threading
@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch.nn.utils import parameters_to_vector
 
-from fox.agents.realtime.caches import policy_workers
+from fox.agents.realtime.caches import LONGEST, policy_workers
 from fox.agents.realtime.policy import PolicyConfig, RealtimePolicy, batch_of
+from fox.agents.realtime.processes import ProcessTransport
 from fox.agents.realtime.rings import ObservationRing, Overwritten
-from fox.agents.realtime.ticks import Job, token_dtype
+from fox.agents.realtime.ticks import Done, Job, Joined, token_dtype
+from fox.agents.realtime.wavefront import KeyRing
 from fox.agents.realtime.weights import WeightBuffers
 
 SMALL = PolicyConfig(hidden_size=32, num_hidden_layers=3, num_heads=4, window=16, history=64)
@@ -72,7 +74,7 @@ def setup(config, workers=4, shared=False, **options):
     batch = batch_of(tokens)
     with torch.inference_mode():
         wanted = policy.window(policy.encode(batch), batch["start"])[0].numpy()
-    factory = policy_workers(config, *POLICY, weights, shared=shared, **options)
+    factory = policy_workers(config, *POLICY, weights, **options)
     return factory, ring_of(tokens, shared), wanted
 
 
@@ -193,3 +195,167 @@ def test_a_job_that_comes_after_its_successor_delivers_its_own_features(block):
     for k in (5, 3, 4, 6, 0, 7):
         features, _ = workers[k % 2].infer(job(k, k % 2), ring)
         close(features, wanted[k])
+
+
+def test_a_wavefront_of_processes_is_the_sequential_model_though_one_is_killed():
+    config = config_of("pro", "wavefront")
+    factory, ring, wanted = setup(config, workers=3, shared=True, patience=0.2)
+    transport = ProcessTransport(factory, ring, features=32)
+    features, idle, k = {}, [0, 1, 2], 0
+    try:
+        transport.start(range(3))
+        until = time.monotonic() + 60
+        while len(features) + transport.counters["Lost"] < TICKS and time.monotonic() < until:
+            for event in transport.poll(time.perf_counter()):
+                if isinstance(event, Done):
+                    features[event.job_id] = event.features
+                if isinstance(event, Done | Joined):
+                    idle.append(event.worker)
+            while idle and k < TICKS:
+                transport.send(job(k, idle.pop(0)), time.perf_counter())
+                k += 1
+                if k == 20:
+                    transport.kill(1)
+    finally:
+        transport.close()
+    assert transport.counters["Lost"] == 1
+    assert len(features) == TICKS - 1
+    for k, delivered in features.items():
+        close(delivered, wanted[k])
+
+
+def test_a_window_of_keys_slides_as_ticks_go_on(block):
+    """Three layers of a window of 8 keys see 22 ticks: what is older changes nothing."""
+    config = config_of(block, "wavefront", history=8, d_max=1)
+    factory, _, _ = setup(config)
+    policy, tokens = random_policy(config), random_tokens()
+    tokens["start"][1:] = False
+    changed = tokens.copy()
+    changed["obs"][:20] += 1
+    kept = []
+    for rows in (tokens, changed):
+        factory, _, _ = setup(config)
+        worker, ring = factory(0), ring_of(rows)
+        kept.append(np.stack([worker.infer(job(k), ring)[0] for k in range(TICKS)]))
+    reach = 3 * 7 + (3 if block == "pro" else 0)  # a shift reaches one tick further, per layer
+    assert np.abs(kept[0] - kept[1])[20:28].max() > 1e-3
+    close(kept[0][20 + reach :], kept[1][20 + reach :])
+    batch = batch_of(tokens[:8])
+    with torch.inference_mode():
+        close(kept[0][7], policy.window(policy.encode(batch), batch["start"])[0, -1].numpy())
+
+
+def test_after_a_gap_longer_than_the_history_the_last_ticks_are_read_again():
+    for cache in ("catchup", "wavefront"):
+        config = config_of("pro", cache, history=12)
+        factory, ring, _ = setup(config)
+        policy, tokens = random_policy(config), random_tokens()
+        worker = factory(0)
+        worker.infer(job(2), ring)
+        features, _ = worker.infer(job(39), ring)
+        batch = batch_of(tokens[28:40])
+        with torch.inference_mode():
+            close(features, policy.window(policy.encode(batch), batch["start"])[0, -1].numpy())
+
+
+def test_a_run_that_goes_on_has_no_tokens_of_the_one_before(block):
+    for cache in ("window", "catchup", "wavefront"):
+        config = config_of(block, cache)
+        factory, _, _ = setup(config)
+        policy, tokens = random_policy(config), random_tokens()
+        worker, ring = factory(0), ring_of(tokens[25:])
+        for k in (25, 26, 39):
+            features, _ = worker.infer(job(k), ring)
+            batch = batch_of(tokens[max(25, k - 15 if cache == "window" else 0) : k + 1])
+            with torch.inference_mode():
+                close(features, policy.window(policy.encode(batch), batch["start"])[0, -1].numpy())
+
+
+def test_a_job_whose_tokens_are_gone_is_dropped_and_the_next_begins_anew():
+    config = config_of("pro", "wavefront", history=12)
+    factory, ring, _ = setup(config)
+    policy, tokens = random_policy(config), random_tokens()
+    worker = factory(0)
+    worker.infer(job(3), ring)
+    late = ObservationRing(TOKEN, 1, 1, False)
+    for token in tokens:
+        late.publish(token)
+    with pytest.raises(Overwritten):
+        worker.infer(job(43), late)
+    for k in (44, 50):
+        features, _ = worker.infer(job(k), ring)
+        batch = batch_of(tokens[44 : k + 1])
+        with torch.inference_mode():
+            close(features, policy.window(policy.encode(batch), batch["start"])[0, -1].numpy())
+
+
+@pytest.mark.parametrize("cache", ["catchup", "wavefront"])
+def test_no_key_is_older_than_the_version_lag(cache):
+    config = config_of("llama", cache, version_lag=3)
+    factory, ring, _ = setup(config)
+    worker = factory(0)
+    flat = flat_of(random_policy(config))
+    random = np.random.default_rng(0)
+    lags = []
+    for k in range(1, 40):
+        factory.weights.publish(flat + random.normal(0, 0.1, flat.shape).astype(np.float32), k)
+        _, version = worker.infer(job(k), ring)
+        assert version == k
+        lags.append(version - worker.trunk.oldest)
+    assert max(lags) == factory.largest_lag == 3
+
+
+def test_a_policy_runs_on_the_weights_where_they_lie_and_on_new_ones_at_once():
+    factory, ring, wanted = setup(config_of("llama", "window"))
+    worker = factory(0)
+    worker.infer(job(3), ring)
+    flat = flat_of(random_policy(factory.config))
+    factory.weights.publish(flat * 0, 1)
+    assert not worker.infer(job(3), ring)[0].any()
+    for version in (2, 3, 4):  # round all three buffers
+        factory.weights.publish(flat, version)
+        features, newest = worker.infer(job(3), ring)
+        close(features, wanted[3])
+        assert newest == version
+
+
+def test_a_cache_of_bounded_keys_forgets_them_and_stays_right():
+    config = config_of("pro", "catchup", history=300)
+    factory, _, _ = setup(config)
+    policy, tokens = random_policy(config), np.resize(random_tokens(), 1500)
+    tokens["tick"], tokens["start"] = np.arange(1500), False
+    ring = ObservationRing(TOKEN, 300, 1500, False)
+    for token in tokens:
+        ring.publish(token)
+    worker = factory(0)
+    for k in range(50, 1500, 50):
+        features, _ = worker.infer(job(k), ring)
+    batch = batch_of(tokens[: k + 1])
+    with torch.inference_mode():
+        close(features, policy.window(policy.encode(batch), batch["start"])[0, -1].numpy())
+    assert worker.trunk.cache.report().kept.max() < 700
+
+
+def test_a_cache_of_unbounded_keys_is_filled_anew_before_it_grows_for_ever():
+    config = config_of("llama", "catchup", history=2)
+    factory, ring, _ = setup(config)
+    worker, lengths = factory(0), []
+    for k in range(TICKS):
+        worker.infer(job(k), ring)
+        lengths.append(worker.trunk.cache.length)
+    assert max(lengths) <= 2 * LONGEST
+
+
+def test_wavefronts_are_refused_where_they_cannot_be():
+    factory, _, _ = setup(config_of("pro", "wavefront"))
+    with pytest.raises(ValueError, match="share memory, which other hosts cannot"):
+        pickle.dumps(factory)
+    rope = config_of("pro", "wavefront").blocks().replace(use_rope=True)
+    with pytest.raises(ValueError, match="does not go with rotary embedding"):
+        KeyRing(rope, 8, 8, shared=False)
+
+
+def test_other_workers_go_to_other_hosts():
+    factory, ring, wanted = setup(config_of("pro", "catchup"))
+    worker = pickle.loads(pickle.dumps(factory))(0)
+    close(worker.infer(job(7), ring)[0], wanted[7])
