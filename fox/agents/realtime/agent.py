@@ -19,6 +19,7 @@ from fox.agents.realtime.config import RunConfig
 from fox.agents.realtime.delay import DelayController, size_for
 from fox.agents.realtime.loop import Interaction
 from fox.agents.realtime.policy import RealtimePolicy, load_flat
+from fox.agents.realtime.processes import ProcessTransport
 from fox.agents.realtime.replay import Replay
 from fox.agents.realtime.rings import ObservationRing
 from fox.agents.realtime.scheduler import TickDispatcher
@@ -78,6 +79,7 @@ class Agent:
         observation: an example.
         n_actions: of the world.
         dtype: of a token.
+        features: F, numbers that an inference delivers.
         weights: (numel,) float32, those that the run starts from.
     """
 
@@ -89,8 +91,9 @@ class Agent:
         self.step_seconds = 1 / (config.schedule.fps or env.fps)
         env.close()
         self.dtype = token_dtype(self.observation)
-        parameters = self.policy().parameters()
-        self.weights = parameters_to_vector(parameters).detach().numpy().copy()
+        policy = self.policy()
+        self.features = policy.features
+        self.weights = parameters_to_vector(policy.parameters()).detach().numpy().copy()
 
     def policy(self) -> RealtimePolicy:
         """A new one, with the weights that the run's seed gives."""
@@ -99,10 +102,11 @@ class Agent:
             torch.manual_seed(self.config.run.seed)
             return RealtimePolicy(self.config.policy, shape, dtype, self.n_actions)
 
-    def workers(self, weights: WeightBuffers) -> WorkerFactory:
+    def workers(self, weights: WeightBuffers, d: int) -> WorkerFactory:
         """Makes the inference workers; on a wall clock they may be slowed down."""
-        shape, dtype = self.observation.shape, self.observation.dtype
-        factory = policy_workers(self.config.policy, shape, dtype, self.n_actions, weights)
+        world = (self.observation.shape, self.observation.dtype, self.n_actions)
+        patience = d * self.step_seconds
+        factory = policy_workers(self.config.policy, *world, weights, patience=patience)
         schedule = self.config.schedule
         if schedule.inference_seconds is None or schedule.clock == "virtual":
             return factory
@@ -117,8 +121,7 @@ class Agent:
 
     def ring(self, d: int) -> ObservationRing:
         """For all that workers may ask for."""
-        shared = self.config.schedule.transport == "process"
-        return ObservationRing(self.dtype, d, self.config.policy.sees, shared)
+        return ObservationRing(self.dtype, d, self.config.policy.sees, self.config.schedule.shares)
 
     def size(self) -> tuple[int, int]:
         """d and N: as configured, else as the durations of inference on this machine ask for.
@@ -149,8 +152,8 @@ class Agent:
             return [at_least]
         weights = WeightBuffers(len(self.weights), 1, shared=False)
         weights.publish(self.weights, 0)
-        shape, dtype = self.observation.shape, self.observation.dtype
-        worker = policy_workers(self.config.policy, shape, dtype, self.n_actions, weights)(0)
+        world = (self.observation.shape, self.observation.dtype, self.n_actions)
+        worker = policy_workers(self.config.policy, *world, weights)(0)
         ring, clock = self.ring(1), WallClock(self.step_seconds)
         token = np.zeros((), self.dtype)
         seconds = []
@@ -190,7 +193,7 @@ def playing(
     adapts = schedule.delay_ticks is None and schedule.clock == "wall"
     d_max = config.policy.d_max if adapts else d
     env, clock, ring = config.env.make(), agent.clock(), agent.ring(d_max)
-    transport = _transport(agent, agent.workers(weights), ring, clock)
+    transport = _transport(agent, agent.workers(weights, d), ring, clock)
     kind = {"n_actions": env.n_actions, "noop": env.noop, "seed": config.run.seed}
     observation = env.reset(config.run.seed + place.episode)
     if place.world is not None:
@@ -229,6 +232,8 @@ def _transport(
         seconds = schedule.inference_seconds
         assert seconds is not None
         return VirtualTransport(factory, ring, lambda job: seconds)
+    if schedule.transport == "process":
+        return ProcessTransport(factory, ring, features=agent.features)
     return ThreadTransport(factory, ring, clock)
 
 

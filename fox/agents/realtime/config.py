@@ -66,6 +66,11 @@ class ScheduleConfig:
                 "set it"
             )
 
+    @property
+    def shares(self) -> bool:
+        """Whether workers are in processes, with which memory is shared."""
+        return self.clock == "wall" and self.transport == "process"
+
 
 @dataclass(frozen=True)
 class ExplorationConfig:

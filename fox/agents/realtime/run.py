@@ -150,7 +150,7 @@ def evaluate(
         Stopped: `asked` said so.
     """
     d, workers = agent.size()
-    weights = WeightBuffers(len(flat), workers, agent.config.schedule.transport == "process")
+    weights = WeightBuffers(len(flat), workers, agent.config.schedule.shares)
     weights.publish(flat, version)
     meter, part = Meter(agent.step_seconds), Meter(agent.step_seconds)
     with playing(agent, weights, d, place=Place(episode=EVALUATION)) as interaction:

@@ -80,6 +80,8 @@ def train(
     config = RunConfig(env, policy, schedule, learner, exploration, run)
     folder = Path(run.folder)
     configs: dict[str, RunConfig] = {schedule.interaction: config}
+    if interactions is not None and len(set(interactions)) != max(len(interactions), 1):
+        raise ValueError(f"interactions names agents, each once, but got {interactions}")
     if interactions is not None:
         configs = {
             name: replace(
