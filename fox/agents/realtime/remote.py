@@ -5,6 +5,7 @@ travel through Ray's object store, once per version and host. A call costs milli
 for hosts, not for cores.
 """
 
+import logging
 import os
 import time
 from collections.abc import Iterable
@@ -86,7 +87,7 @@ class RayTransport:
                 _node_ip_address="127.0.0.1",
                 object_store_memory=OBJECT_STORE,
                 log_to_driver=False,
-                logging_level="error",
+                logging_level=logging.ERROR,
             )
             self._owner = True
         try:
@@ -146,7 +147,7 @@ class RayTransport:
             self._owner = False
 
     def _make(self, worker: int) -> None:
-        actor = self._ray.remote(_Actor).options(num_cpus=1).remote()
+        actor: Any = self._ray.remote(_Actor).options(num_cpus=1).remote()
         self._actors[worker] = actor
         self._sent[worker] = self._version[worker] = -1
         call = actor.make.remote(self._bundle, worker, self._rows.dtype, self._history)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,10 @@ def session(number):
 
 
 def mappings(process):
-    return Path(f"/proc/{process}/maps").read_text()
+    """What a process has mapped; nothing if it has just ended."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{process}/maps").read_text()
+    return ""
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks into /proc, on Linux")

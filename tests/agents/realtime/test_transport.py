@@ -225,7 +225,7 @@ def test_a_worker_that_cannot_be_made_fails_the_start_with_its_traceback(kind, s
 
 
 def test_a_process_that_ends_before_it_is_ready_fails_the_start(stage):
-    with pytest.raises(WorkerError, match=r"worker 0 was not ready: .* exit code 3"):
+    with pytest.raises(WorkerError, match=r"worker [01] was not ready: .* exit code 3"):
         stage("process", factory=echo.die_before_ready)
 
 
