@@ -181,7 +181,9 @@ def _thread(name: str, row: int) -> dict[str, Any]:
     return {"ph": "M", "name": "thread_name", "args": {"name": name}, "pid": 1, "tid": row}
 
 
-def draw_timeline(path: Path, recorder: Recorder, first: int, last: int) -> None:
+def draw_timeline(
+    path: Path, recorder: Recorder, step_seconds: float, first: int, last: int
+) -> None:
     """The ticks first..last: bars of the workers' inferences above the sources of the ticks.
 
     A thin line leads from the end of an inference to the tick that executes its action.
@@ -192,7 +194,7 @@ def draw_timeline(path: Path, recorder: Recorder, first: int, last: int) -> None
         if first <= step.tick <= last
     ]
     steps, times = [step for step, _ in seen], [t - seen[0][1] for _, t in seen]
-    width = times[-1] / max(1, len(times) - 1)
+    width = 1000 * step_seconds
     bars = [
         (inference, 1000 * inference.start - seen[0][1], 1000 * inference.end - seen[0][1])
         for inference in recorder.inferences()

@@ -103,7 +103,7 @@ def test_the_chrome_trace_has_a_row_per_worker_and_arrows_to_the_ticks(played, t
 
 def test_the_timeline_is_a_picture(played, tmp_path):
     pytest.importorskip("matplotlib")
-    draw_timeline(tmp_path / "timeline.png", played[0], 5, 30)
+    draw_timeline(tmp_path / "timeline.png", played[0], M, 5, 30)
     assert (tmp_path / "timeline.png").read_bytes()[:4] == b"\x89PNG"
 
 
