@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
+
+from fox.agents.realtime.policy import RealtimePolicy, batch_of
+from fox.agents.realtime.ticks import Rows
 
 # From the token of tick k, which holds o_k and the action executed at k - 1, to a_k.
 Behaviour = Callable[[np.void], int]
@@ -54,34 +58,60 @@ def beta(
             random_generator(seed, _BETA, int(token["tick"])).integers(n_actions)
         )
     raise ValueError(
-        f"a default behaviour is noop, repeat, random or a small_model(), but got {kind!r}"
+        f"a default behaviour is noop, repeat, random or a SmallPolicy, but got {kind!r}"
     )
 
 
-def small_model(act: Behaviour, token: np.void, step_seconds: float) -> Behaviour:
-    """A model that is small enough to be run inline at each tick without an action.
+class SmallPolicy:
+    """The default behaviour of a policy that is so small that it runs inline, within a tick.
+
+    It acts as it was trained to: d ticks after its observation, on the tokens that are published
+    and the action executed last. Until d ticks of an episode are over it repeats that action.
 
     Args:
-        act: the model, from a token to an action.
-        token: an example, to measure on.
+        policy: with the weights to use.
+        d: its delay in ticks, at least 1.
+        rows: the tokens up to the last tick; they hold `policy.config.sees` + d of them.
+        dtype: of a token.
         step_seconds: the environment's step M.
 
     Raises:
-        ValueError: act takes longer than 0.2 M (the median of 20 calls).
+        ValueError: the policy takes longer than 0.2 M (the median of 20 calls).
     """
-    seconds = []
-    for _ in range(20):
-        start = time.perf_counter()
-        act(token)
-        seconds.append(time.perf_counter() - start)
-    median = float(np.median(seconds))
-    if median > SMALL_MODEL_BUDGET * step_seconds:
-        raise ValueError(
-            f"a small model must act within {SMALL_MODEL_BUDGET} of a step, "
-            f"{1000 * SMALL_MODEL_BUDGET * step_seconds:.2f} ms, but this one takes "
-            f"{1000 * median:.2f} ms: make it smaller, or the step longer"
-        )
-    return act
+
+    def __init__(
+        self, policy: RealtimePolicy, d: int, rows: Rows, dtype: np.dtype, step_seconds: float
+    ) -> None:
+        self.policy, self.d, self.rows = policy, d, rows
+        self.needed = policy.config.sees + d
+        seconds, budget = [], SMALL_MODEL_BUDGET * step_seconds
+        for _ in range(20):
+            start = time.perf_counter()
+            self._greedy(np.zeros(self.needed, dtype))
+            seconds.append(time.perf_counter() - start)
+        if np.median(seconds) > budget:
+            raise ValueError(
+                f"a small policy must act within {SMALL_MODEL_BUDGET} of a step, "
+                f"{1000 * budget:.2f} ms, but this one takes {1000 * np.median(seconds):.2f} ms: "
+                "take a smaller one, or make the step longer"
+            )
+
+    def __call__(self, token: np.void) -> int:
+        """The action of the tick whose token this is."""
+        k = int(token["tick"])
+        tokens = np.append(self.rows.read(k + 1 - self.needed, k - 1), token)
+        if tokens["start"][-self.d :].any():
+            return int(token["action"])
+        return self._greedy(tokens)
+
+    @torch.inference_mode()
+    def _greedy(self, tokens: np.ndarray) -> int:
+        batch = batch_of(tokens)
+        seen = {name: field[:, : -self.d] for name, field in batch.items()}
+        h = self.policy.window(self.policy.encode(seen), seen["start"])[:, -1]
+        # The action of token j is a_{j-1}: the last d tokens tell a_{k-d} .. a_{k-1}.
+        fresh = batch["obs"][:, -1] if self.policy.config.fresh else None
+        return int(self.policy.head(h, batch["action"][:, -self.d :], fresh).argmax())
 
 
 @dataclass(frozen=True)

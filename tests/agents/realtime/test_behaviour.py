@@ -1,16 +1,18 @@
 """Default behaviours and exploration: whose action, how often, and the same again on resumption."""
 
-import time
-
 import numpy as np
 import pytest
+import torch
 
-from fox.agents.realtime.behaviour import Exploration, beta, random_generator, small_model
+from fox.agents.realtime.behaviour import Exploration, SmallPolicy, beta, random_generator
+from fox.agents.realtime.policy import PolicyConfig, RealtimePolicy, batch_of
 from fox.agents.realtime.ticks import token_dtype
+
+KIND = token_dtype(np.zeros(3, np.float32))
 
 
 def token(tick=5, action=2):
-    row = np.zeros((), token_dtype(np.zeros(3, np.float32)))
+    row = np.zeros((), KIND)
     row["tick"], row["action"] = tick, action
     return row
 
@@ -36,14 +38,48 @@ def test_an_unknown_behaviour_is_refused_by_name():
         of("still")
 
 
-def test_a_small_model_acts_on_the_token():
-    act = small_model(lambda row: int(row["action"]) + 1, token(), step_seconds=0.016)
-    assert act(token(action=2)) == 3
+class Tokens:
+    """Rows of a list."""
+
+    def __init__(self, tokens):
+        self.tokens = tokens
+
+    def read(self, first, last):
+        return self.tokens[max(first, 0) : last + 1]
 
 
-def test_a_small_model_that_takes_more_than_a_fifth_of_a_tick_is_refused():
-    with pytest.raises(ValueError, match=r"within 0\.2 of a step, 1\.00 ms, but this one takes"):
-        small_model(lambda row: time.sleep(0.002) or 0, token(), step_seconds=0.005)
+def small(rows, d, step_seconds=10.0, **changes):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_heads": 2, "window": 6, "d_max": 4}
+    policy = RealtimePolicy(PolicyConfig(**(sizes | changes)), (3,), np.dtype(np.float32), 6)
+    return SmallPolicy(policy, d, rows, KIND, step_seconds)
+
+
+@pytest.mark.parametrize(("d", "fresh"), [(1, False), (3, False), (2, True)])
+def test_a_small_policy_acts_on_tokens_and_committed_actions_of_its_own_delay(d, fresh):
+    rng = np.random.default_rng(0)
+    tokens = np.zeros(40, KIND)
+    tokens["tick"], tokens["start"][[0, 20]] = np.arange(40), True
+    tokens["obs"], tokens["action"] = rng.normal(size=(40, 3)), rng.integers(6, size=40)
+    behaviour = small(Tokens(tokens), d, fresh=fresh)
+    policy, actions = behaviour.policy, set()
+    for k in range(40):
+        action = behaviour(tokens[k])
+        actions.add(action)
+        if k % 20 < d:  # no observation of the episode is d ticks old
+            assert action == tokens["action"][k]
+            continue
+        seen = batch_of(tokens[max(0, k - d - 5) : k - d + 1])
+        with torch.no_grad():
+            h = policy.window(policy.encode(seen), seen["start"])[:, -1]
+            committed = torch.tensor([[int(tokens["action"][j + 1]) for j in range(k - d, k)]])
+            now = torch.from_numpy(tokens["obs"][[k]]) if fresh else None
+            assert action == int(policy.head(h, committed, now).argmax())
+    assert len(actions) > 1
+
+
+def test_a_small_policy_that_takes_more_than_a_fifth_of_a_tick_is_refused():
+    with pytest.raises(ValueError, match=r"within 0\.2 of a step, 0\.01 ms, but this one takes"):
+        small(Tokens([]), 1, step_seconds=5e-5)
 
 
 def test_random_numbers_are_those_of_seed_stream_and_tick():
