@@ -112,6 +112,40 @@ def draw_learning(path: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]]) -
     save_figure(figure, path)
 
 
+def draw_regularity(
+    path: Path, cells: Sequence[Mapping[str, float]], seconds: float, step_seconds: float
+) -> None:
+    """Coverage above, deviation of the gaps below, against the workers: one column per law.
+
+    Args:
+        path: the PNG.
+        cells: of simulate.grid.
+        seconds: T.
+        step_seconds: M.
+    """
+    laws = sorted({(cell["cv"], cell["cap"]) for cell in cells})
+    figure = new_figure(3.2 * len(laws), 5.2)
+    panels = figure.subplots(2, len(laws), sharex=True, sharey="row", squeeze=False)
+    for column, (cv, cap) in enumerate(laws):
+        above, below = panels[:, column]
+        of_law = [cell for cell in cells if (cell["cv"], cell["cap"]) == (cv, cap)]
+        plain_axes(above, f"cv {cv:g}, longest {cap:g} T", "", "")
+        plain_axes(below, "", "workers / (T / M)", "")
+        for number, quantile in enumerate((1.0, 0.99, 0.9)):
+            line = [cell for cell in of_law if cell["quantile"] == quantile]
+            ratio = [cell["workers"] * step_seconds / seconds for cell in line]
+            name = "d: longest" if quantile == 1 else f"d: {quantile:.0%} of inferences"
+            for axes, key in ((above, "coverage"), (below, "gap_cv")):
+                curve = Curve(name, ratio, [cell[key] for cell in line])
+                _draw_curve(axes, curve, PALETTE[number], MARKERS[number])
+    panels[0, 0].set_ylabel("coverage", color=INK)
+    panels[0, 0].yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    panels[1, 0].set_ylabel("std / mean of the gaps", color=INK)
+    handles, labels = panels[0, -1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    save_figure(figure, path)
+
+
 def draw_regret(path: Path, runs: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
     """Cumulative regret and its parts against time, one panel per run.
 
