@@ -80,6 +80,10 @@ class LayerCache(ABC):
         """Drops the stored tokens from lengths[b] on; self.lengths is still the old one."""
 
     @abstractmethod
+    def _clear(self, rows: list[int]) -> None:
+        """Drops all stored tokens of these rows; self.lengths is 0 there already."""
+
+    @abstractmethod
     def _join(self: Rows, others: Sequence[Rows]) -> None:
         """Appends the stored tokens of the others' rows to one's own."""
 
@@ -139,6 +143,17 @@ class LayerCache(ABC):
                 tail.crop(dropped)
         self._crop(lengths)
         self.lengths = lengths
+
+    def clear(self, rows: list[int]) -> None:
+        """Makes these rows as empty as new ones."""
+        for tail in (self.k_rows, self.v_rows):
+            if tail is not None:
+                tail.fill(rows, 0.0)
+        self.lengths, self.floor = (
+            [0 if b in rows else n for b, n in enumerate(counts)]
+            for counts in (self.lengths, self.floor)
+        )
+        self._clear(rows)
 
     def join(self: Rows, others: Sequence[Rows]) -> Rows:
         """A new cache of one's own rows and then the others'."""
@@ -333,6 +348,17 @@ class FoxCache:
                 )
         for layer in self.layers:
             layer.crop(list(kept))
+
+    def clear(self, rows: Sequence[int]) -> None:
+        """Makes these rows as empty as new ones, in place: their texts begin anew.
+
+        Args:
+            rows: numbers of rows.
+        """
+        if not all(0 <= row < self.batch_size for row in rows):
+            raise ValueError(f"rows must lie in [0, {self.batch_size - 1}], but got {list(rows)}")
+        for layer in self.layers:
+            layer.clear(list(rows))
 
     def to(self, device: str | torch.device) -> "FoxCache":
         """A copy on a device."""

@@ -353,6 +353,13 @@ class PagedCache(LayerCache):
                 self.running[page, :, empty] = math.inf
                 self.k[page, empty] = self.v[page, empty] = 0.0
 
+    def _clear(self, rows: list[int]) -> None:
+        index = sent(rows, self.k.device)
+        self.total.fill(rows, 0.0)
+        self.total_reach.fill(rows, -math.inf)
+        self.largest_key[index] = 0.0
+        self._free(torch.isin(self._row(), index))
+
     def _join(self, others: Sequence["PagedCache"]) -> None:
         caches, rows = (self, *others), 0
         parts = {name: [cache._used(name) for cache in caches] for name in _POOL}

@@ -78,7 +78,8 @@ class FoxPolicy(nn.Module):
         """(B, T, C) -> (B, T, C), the features of tokens that go on where the cache ended.
 
         Args:
-            cache: from `new_cache`; it is updated in place.
+            cache: from `new_cache`; it is updated in place. A row whose first token here begins an
+                episode is emptied; where one begins later, the keys before it stay, unseen.
             x: (B, T, C), a chunk of any length.
             starts: (B, T) bool, True where an episode begins.
             mask: (B, T), 1 for tokens and 0 for padding, one run of ones per row, for rows that go
@@ -87,6 +88,12 @@ class FoxPolicy(nn.Module):
         Raises:
             ValueError: gradients are on, shapes do not fit, or the cache is another model's.
         """
+        if starts is not None and x.shape[1]:
+            first = 0 if mask is None else mask.int().argmax(1)
+            anew = starts[torch.arange(len(starts)), first]
+            if mask is not None:
+                anew = anew & mask.any(1)
+            cache.clear(anew.nonzero().squeeze(1).tolist())
         return self.model(inputs_embeds=x, document_starts=starts, attention_mask=mask, cache=cache)
 
     def step(self, cache: FoxCache, x: Tensor, starts: Tensor | None = None) -> Tensor:

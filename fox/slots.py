@@ -122,6 +122,9 @@ class SlotCache(LayerCache):
     def _crop(self, lengths: list[int]) -> None:
         pass  # slots from a row's length on are never read
 
+    def _clear(self, rows: list[int]) -> None:
+        pass  # nor are those of an empty row
+
     def _join(self, others: Sequence["SlotCache"]) -> None:
         self._resize(max(cache.k.shape[2] for cache in (self, *others)))
         for name in ("k", "v", "lambda_"):

@@ -46,6 +46,10 @@ class Tail:
             return
         self._append_ragged(self.rows[:, :0], [-n for n in dropped])
 
+    def fill(self, sequences: Sequence[int], value: float) -> None:
+        """Makes these sequences as if nothing but this value had come before."""
+        self.rows[list(sequences)] = value
+
     def select(self, index: Tensor) -> "Tail":
         """The sequences at these places of the batch."""
         chosen = copy.copy(self)

@@ -352,3 +352,24 @@ def test_a_cache_for_other_rows_and_a_mask_with_holes_are_refused(fox_pro):
 def test_a_cache_with_gradients_is_refused_instead_of_losing_them(fox_pro):
     with pytest.raises(ValueError, match=r"no gradient: call the model inside torch.no_grad\(\)"):
         fox_pro(random_ids(2, 5), cache=fox_pro.new_cache(2))
+
+
+@torch.no_grad()
+def test_a_row_that_is_cleared_reads_a_new_text_and_the_others_read_on(fox_pro, new_cache):
+    old, new = random_ids(3, 150), random_ids(3, 90, seed=2)
+    cache = new_cache(fox_pro, 3)
+    read(fox_pro, old, cache, [149, 1])
+    held = cache.report().bytes
+    cache.clear([0, 2])
+    assert cache.lengths == [0, 150, 0]
+    assert cache.report().kept[:, [0, 2]].sum() == 0
+    assert cache.report().bytes <= held
+    logits = read(fox_pro, new, cache, [70, 20])
+    torch.testing.assert_close(logits[[0, 2]], fox_pro(new[[0, 2]]).logits, **CLOSE)
+    both = torch.cat([old, new], dim=1)[1:2]
+    torch.testing.assert_close(logits[1:2], fox_pro(both).logits[:, 150:], **CLOSE)
+
+
+def test_only_rows_of_the_cache_are_cleared(fox_pro):
+    with pytest.raises(ValueError, match=r"rows must lie in \[0, 1\], but got \[2\]"):
+        fox_pro.new_cache(2).clear([2])
