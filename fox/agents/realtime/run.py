@@ -7,7 +7,7 @@ written tick by tick) and checkpoint/ (learner.pt and world.pt, renamed into pla
 import csv
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -63,18 +63,10 @@ def run_agent(config: RunConfig, tell: Tell, asked: Callable[[], bool]) -> dict[
     folder = Path(config.run.folder)
     claim(folder, config)
     agent = Agent(config)
-    replay = _opened(agent, folder)
-    if replay.count < config.run.ticks:
-        _play_and_learn(agent, replay, folder, tell, asked)
-    path = folder / "evaluation.json"
-    known = read_json(path) if path.is_file() else {}
-    wanted = {"trained_ticks": replay.count, "ticks": config.run.evaluation_ticks}
-    if any(known.get(name) != value for name, value in wanted.items()):
-        weights, version = read_weights(folder)
-        known = evaluate(agent, weights, version, config.run.evaluation_ticks, tell, asked)
-        known["trained_ticks"] = replay.count
-        write_json(path, known)
-    return known
+    with closing(_opened(agent, folder)) as replay:
+        if replay.count < config.run.ticks:
+            _play_and_learn(agent, replay, folder, tell, asked)
+        return _evaluated(agent, replay.count, folder, tell, asked)
 
 
 def claim(folder: Path, config: RunConfig) -> None:
@@ -225,6 +217,20 @@ def _play_and_learn(
     teacher.close()
     if interaction.k < run.ticks:
         raise Stopped(f"stopped after tick {interaction.k:,} of {run.ticks:,}")
+
+
+def _evaluated(
+    agent: Agent, trained_ticks: int, folder: Path, tell: Tell, asked: Callable[[], bool]
+) -> dict[str, Any]:
+    """evaluation.json, as it is if it is of these ticks, else made anew."""
+    path = folder / "evaluation.json"
+    wanted = {"trained_ticks": trained_ticks, "ticks": agent.config.run.evaluation_ticks}
+    if path.is_file() and wanted.items() <= read_json(path).items():
+        return read_json(path)
+    weights, version = read_weights(folder)
+    result = evaluate(agent, weights, version, wanted["ticks"], tell, asked)
+    write_json(path, {**wanted, **result})
+    return {**wanted, **result}
 
 
 def _check_warmup(agent: Agent, d: int) -> None:
