@@ -6,13 +6,14 @@ Legend: M is the environment's step in seconds, d the action delay in ticks, N t
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.utils import parameters_to_vector
 
-from fox.agents.realtime.behaviour import beta
+from fox.agents.realtime.behaviour import SmallPolicy, beta
 from fox.agents.realtime.caches import policy_workers
 from fox.agents.realtime.clock import Clock, VirtualClock, WallClock
 from fox.agents.realtime.config import RunConfig
@@ -199,8 +200,9 @@ def playing(
     if place.world is not None:
         env.set_state(place.world)
         observation = env.features() if config.env.observation == "features" else env.render84()
-    _forget_the_past(ring, agent.dtype, place.tick, config.policy.sees)
+    _forget_the_past(ring, agent.dtype, place.tick)
     try:
+        behaviour = _small_policy(agent, ring) or beta(schedule.beta, **kind)
         transport.start(range(weights.workers))
         yield Interaction(
             env,
@@ -209,7 +211,7 @@ def playing(
             clock,
             transport,
             ring,
-            behaviour=beta(schedule.beta, **kind),
+            behaviour=behaviour,
             exploration=exploration,
             delay=_controller(agent, d, d_max) if adapts else None,
             replay=replay,
@@ -222,6 +224,23 @@ def playing(
     finally:
         transport.close()
         env.close()
+
+
+def _small_policy(agent: Agent, ring: ObservationRing) -> SmallPolicy | None:
+    """The default behaviour, if it is another run's policy."""
+    folder = Path(agent.config.schedule.beta)
+    if not (folder / "config.json").is_file():
+        return None
+    from fox.agents.realtime.run import read_run  # which imports this module
+
+    config, flat, _ = read_run(folder)
+    other = Agent(config)
+    if (other.dtype, other.n_actions) != (agent.dtype, agent.n_actions):
+        raise ValueError(f"schedule.beta: the run in {folder} has other observations or actions")
+    d, _ = other.size()
+    policy = other.policy()
+    load_flat(policy, flat)
+    return SmallPolicy(policy, d, ring, agent.dtype, agent.step_seconds)
 
 
 def _transport(
@@ -242,10 +261,10 @@ def _controller(agent: Agent, d: int, d_max: int) -> DelayController:
     return DelayController(d, agent.step_seconds, d_max=d_max, overhead_seconds=overhead)
 
 
-def _forget_the_past(ring: ObservationRing, dtype: np.dtype, tick: int, ticks: int) -> None:
+def _forget_the_past(ring: ObservationRing, dtype: np.dtype, tick: int) -> None:
     """Fills the ring with starts up to a tick: workers look back beyond it, and see nothing."""
     token = np.zeros((), dtype)
     token["episode"], token["start"] = -1, True
-    for past in range(max(0, tick - ticks), tick):
+    for past in range(max(0, tick - ring.slots), tick):
         token["tick"] = past
         ring.publish(token)

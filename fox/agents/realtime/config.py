@@ -22,7 +22,8 @@ class ScheduleConfig:
         delay_ticks: d; None: measured at the start and adapted.
         transport: where the workers are, on a wall clock: "thread", "process" or "ray". In virtual
             time they are nowhere: an inference takes inference_seconds.
-        beta: the default behaviour where no action has arrived: "noop", "repeat" or "random".
+        beta: the default behaviour where no action has arrived: "noop", "repeat", "random", or the
+            folder of a run in the same world whose policy is small enough to act within a tick.
         late: what a result is worth after its tick: "drop" nothing, "newest" the next free tick.
         clock: "wall", or "virtual": as fast as this machine plays and learns, and repeatable.
         overrun: what a wall clock does when the world is more than two ticks late: "slip" lets it
@@ -39,7 +40,7 @@ class ScheduleConfig:
     workers: int | None = None
     delay_ticks: int | None = None
     transport: Literal["thread", "process", "ray"] = "thread"
-    beta: Literal["noop", "repeat", "random"] = "noop"
+    beta: str = "noop"
     late: Literal["drop", "newest"] = "drop"
     clock: Literal["wall", "virtual"] = "wall"
     overrun: Literal["slip", "skip"] = "slip"

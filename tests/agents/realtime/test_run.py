@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn.utils import parameters_to_vector
 
-from fox.agents.realtime.agent import Agent, GreedyHead
+from fox.agents.realtime.agent import Agent, GreedyHead, playing
+from fox.agents.realtime.behaviour import SmallPolicy
 from fox.agents.realtime.config import (
     ExplorationConfig,
     RunConfig,
@@ -20,6 +22,7 @@ from fox.agents.realtime.learner import LearnerConfig
 from fox.agents.realtime.policy import PolicyConfig
 from fox.agents.realtime.replay import Replay
 from fox.agents.realtime.run import Stopped, evaluate, read_run, read_table, run_agent
+from fox.agents.realtime.ticks import Source
 from fox.agents.realtime.weights import WeightBuffers
 
 TICKS = 240
@@ -201,6 +204,32 @@ def test_sequential_play_has_one_worker_and_acts_once_per_delay(finished):
     assert (row["workers"], row["delay_ticks"]) == (1, 6)
     assert row["counters"]["sources"]["POLICY"] == 120 / 6 - 1
     assert row["coverage"] == pytest.approx(1 / 6)
+
+
+def test_another_runs_policy_can_be_the_default_behaviour(finished):
+    folder, *_ = finished
+    slow = {"interaction": "sequential", "fps": 2.0, "inference_seconds": 2.0}
+    agent = Agent(tiny(folder, schedule={"beta": str(folder), **slow}))
+    weights = WeightBuffers(len(agent.weights), 1, shared=False)
+    weights.publish(agent.weights, 0)
+    with playing(agent, weights, 4) as interaction:
+        small = interaction.behaviour
+        assert [interaction.tick().source for _ in range(9)].count(Source.POLICY) == 2
+    assert (type(small), small.d) == (SmallPolicy, Agent(tiny(folder)).size()[0])
+    learnt = parameters_to_vector(small.policy.parameters()).detach().numpy()
+    np.testing.assert_array_equal(learnt, read_run(folder)[1])
+
+
+def test_a_policy_for_another_world_is_no_default_behaviour(finished):
+    folder, *_ = finished
+    config = replace(tiny(folder, schedule={"beta": str(folder)}), env=EnvConfig("blocks"))
+    agent = Agent(config)
+    weights = WeightBuffers(len(agent.weights), 1, shared=False)
+    with (
+        pytest.raises(ValueError, match=r"schedule.beta: the run in .* other observations or"),
+        playing(agent, weights, 6),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("cache", ["catchup", "wavefront"])
