@@ -94,7 +94,7 @@ def size_for(
     taus = np.asarray(durations, dtype=np.float64)
     if taus.size == 0:
         raise ValueError("expected at least one measured duration, but got none: run some jobs")
-    high = float(np.quantile(taus, quantile, method="higher"))
+    high = float(np.quantile(taus, quantile, method="inverted_cdf"))
     mean, std = float(taus.mean()), float(taus.std())
     d = delay_for(high, step_seconds, overhead_seconds)
     return Sizing(d, workers_for(mean, std, step_seconds), mean, std, high)
@@ -160,7 +160,7 @@ class DelayController:
 
     def _evaluate(self) -> bool:
         taus = np.fromiter(self._window, dtype=np.float64)
-        high = float(np.quantile(taus, self._quantile, method="higher"))
+        high = float(np.quantile(taus, self._quantile, method="inverted_cdf"))
         asked = min(self._d_max, delay_for(high, self._step_seconds, self._overhead_seconds))
         if self._asked and (asked > self.d) != (self._asked[-1] > self.d):
             self._asked.clear()
