@@ -25,8 +25,9 @@ from fox.agents.realtime.rings import Mailboxes, ObservationRing, Overwritten
 from fox.agents.realtime.ticks import Done, Event, Job, Joined, Lost, WorkerFactory
 from fox.agents.realtime.transport import Agenda, WorkerError, finish
 
-# The first call of an operator of our own imports torch._dynamo: 1.5 s in each worker.
-PRELOAD = ["torch", "torch._dynamo", "fox.agents.realtime.caches", __name__]
+# The first call of an operator of our own imports torch._dynamo: 1.5 s in each worker. The loop is
+# for its imports: every worker imports the script that has started it.
+PRELOAD = ["torch._dynamo", "fox.agents.realtime.caches", "fox.agents.realtime.loop", __name__]
 LONGEST_REPORT = 8192  # characters of a traceback: what fits a pipe needs no reader
 
 # What a worker says: that it is ready, which job is done, what it read too late, how it failed.
@@ -67,6 +68,12 @@ class ProcessTransport:
         self._starting = threading.Lock()
         self._started: queue.SimpleQueue[_Child | OSError] = queue.SimpleQueue()
         self._timers: dict[int, threading.Timer] = {}
+
+    @property
+    def pids(self) -> dict[int, int]:
+        """The process of each worker that is ready."""
+        children = self._children.items()
+        return {worker: child.process.pid or -1 for worker, child in children if child.ready}
 
     def start(self, workers: Iterable[int]) -> None:
         """Starts the processes; returns when each has made its worker.
