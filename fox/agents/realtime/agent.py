@@ -74,6 +74,9 @@ class Agent:
     Args:
         config: of the run.
 
+    Raises:
+        ValueError: the default behaviour is neither one of ours nor another run.
+
     Attributes:
         config: as given.
         step_seconds: M.
@@ -86,6 +89,12 @@ class Agent:
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
+        other = config.schedule.beta
+        if other not in ("noop", "repeat", "random") and not _is_run(Path(other)):
+            raise ValueError(
+                "schedule.beta must be noop, repeat, random or the folder of a run, "
+                f"but got {other!r}"
+            )
         env = config.env.make()
         self.observation = env.reset(config.run.seed)
         self.n_actions = env.n_actions
@@ -94,6 +103,7 @@ class Agent:
         self.dtype = token_dtype(self.observation)
         policy = self.policy()
         self.features = policy.features
+        self._size: tuple[int, int] | None = None
         self.weights = parameters_to_vector(policy.parameters()).detach().numpy().copy()
 
     def policy(self) -> RealtimePolicy:
@@ -127,9 +137,13 @@ class Agent:
     def size(self) -> tuple[int, int]:
         """d and N: as configured, else as the durations of inference on this machine ask for.
 
+        They are measured at the first call.
+
         Raises:
             ValueError: the policy's head does not know so long a delay.
         """
+        if self._size is not None:
+            return self._size
         schedule = self.config.schedule
         d, workers = schedule.delay_ticks, schedule.workers
         if schedule.interaction == "sequential":
@@ -143,7 +157,8 @@ class Agent:
                 f"an action would be {d} ticks old, but the head knows at most policy.d_max = "
                 f"{self.config.policy.d_max}: raise it, or lower the time of inference"
             )
-        return d, workers
+        self._size = d, workers
+        return self._size
 
     def durations(self) -> list[float]:
         """Seconds of inferences: as configured in virtual time, else measured, one at a time."""
@@ -226,10 +241,14 @@ def playing(
         env.close()
 
 
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
+
+
 def _small_policy(agent: Agent, ring: ObservationRing) -> SmallPolicy | None:
     """The default behaviour, if it is another run's policy."""
     folder = Path(agent.config.schedule.beta)
-    if not (folder / "config.json").is_file():
+    if not _is_run(folder):
         return None
     from fox.agents.realtime.run import read_run  # which imports this module
 

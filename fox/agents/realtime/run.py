@@ -61,8 +61,9 @@ def run_agent(config: RunConfig, tell: Tell, asked: Callable[[], bool]) -> dict[
     """
     torch.set_num_threads(1)  # a policy of one tick is too small to share
     folder = Path(config.run.folder)
-    claim(folder, config)
     agent = Agent(config)
+    _check(agent)
+    claim(folder, config)
     with closing(_opened(agent, folder)) as replay:
         if replay.count < config.run.ticks:
             _play_and_learn(agent, replay, folder, tell, asked)
@@ -176,10 +177,7 @@ def _play_and_learn(
 ) -> None:
     run, explore = agent.config.run, agent.config.exploration
     d, workers = agent.size()
-    _check_warmup(agent, d)
     virtual = agent.config.schedule.clock == "virtual"
-    if not virtual:
-        check_head(agent.policy(), agent.step_seconds)
     weights = WeightBuffers(len(agent.weights), workers, shared=not virtual)
     teacher: Teacher = (InlineTeacher if virtual else ProcessTeacher)(agent, weights, folder)
     exploration = Exploration(agent.n_actions, run.seed, **asdict(explore))
@@ -233,15 +231,19 @@ def _evaluated(
     return {**wanted, **result}
 
 
-def _check_warmup(agent: Agent, d: int) -> None:
-    learner, run = agent.config.learner, agent.config.run
+def _check(agent: Agent) -> None:
+    """Refuses what would end badly, before the run has a folder."""
+    config = agent.config
+    learner, (d, _) = config.learner, agent.size()
     needed = learner.burn_in + learner.train + learner.n_step + d
     for name in ("warmup_ticks", "replay_ticks"):
-        if getattr(run, name) <= needed:
+        if getattr(config.run, name) <= needed:
             raise ValueError(
                 f"a learner's sequence has {needed} ticks (burn_in + train + n_step + delay), but "
-                f"run.{name} is {getattr(run, name)}: raise it"
+                f"run.{name} is {getattr(config.run, name)}: raise it"
             )
+    if config.schedule.clock == "wall":
+        check_head(agent.policy(), agent.step_seconds)
 
 
 def _opened(agent: Agent, folder: Path) -> Replay:

@@ -170,12 +170,21 @@ def test_a_folder_with_another_run_is_refused(finished):
         run(tiny(folder, policy={"window": 4}))
 
 
-def test_settings_that_do_not_fit_together_are_refused_before_a_tick(tmp_path):
-    with pytest.raises(ValueError, match=r"has 23 ticks .* run.warmup_ticks is 20: raise it"):
-        run(tiny(tmp_path / "warmup", run={"warmup_ticks": 20}))
-    with pytest.raises(ValueError, match=r"would be 9 ticks old, but .* policy.d_max = 8"):
-        run(tiny(tmp_path / "delay", schedule={"delay_ticks": 9}))
-    assert columns(tmp_path / "delay")[0] == 0
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"run": {"warmup_ticks": 20}}, r"has 23 ticks .* run.warmup_ticks is 20: raise it"),
+        ({"run": {"replay_ticks": 20}}, r"has 23 ticks .* run.replay_ticks is 20: raise it"),
+        ({"schedule": {"delay_ticks": 9}}, r"would be 9 ticks old, but .* policy.d_max = 8"),
+        ({"schedule": {"beta": "nop"}}, r"must be noop, repeat, random or .* but got 'nop'"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused_before_there_is_a_folder(
+    tmp_path, changes, message
+):
+    with pytest.raises(ValueError, match=message):
+        run(tiny(tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_without_a_run_or_without_weights_is_told_apart(tmp_path):
@@ -235,13 +244,15 @@ def test_a_policy_for_another_world_is_no_default_behaviour(finished):
 @pytest.mark.parametrize("cache", ["catchup", "wavefront"])
 def test_workers_with_a_memory_play_as_those_that_read_again(finished, cache):
     folder, *_ = finished
-    actions = []
-    for kind in ("window", cache):
+
+    def actions(kind):
         agent = Agent(tiny(folder, policy={"cache": kind, "window": 64, "history": 64}))
-        weights = 3 * agent.weights  # decided preferences: no ties for rounding to break
-        row = evaluate(agent, weights, 0, 60)
-        actions.append((row["return"], row["gains"], row["losses"], row["coverage"]))
-    assert actions[0] == actions[1]
+        steps = []
+        evaluate(agent, agent.weights, 0, 60, watch=lambda interaction: steps.append)
+        return [step.action for step in steps]
+
+    assert actions(cache) == actions("window")
+    assert len(set(actions(cache))) > 1
 
 
 def test_the_head_takes_the_newest_weights_at_every_call():
