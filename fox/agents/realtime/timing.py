@@ -124,22 +124,25 @@ def time_impala(width: int, depth: int) -> tuple[int, float]:
         return parameters_of(network), median_seconds(lambda: network(frame))
 
 
-def largest(parameters: Sequence[float], workers: Sequence[float], N: int) -> tuple[float, bool]:
-    """The largest model that N workers can serve, and whether it lies within the measured sizes.
+def largest(
+    parameters: Sequence[float], workers: Sequence[float], N: int
+) -> tuple[float | None, bool]:
+    """The largest model that N workers carry, and whether a still larger one was timed.
 
-    Between two sizes, workers are taken as a power of the parameters; beyond them, as the power of
-    the last two.
+    Between two sizes, workers are taken as a power of the parameters; beyond them nothing is said.
 
     Args:
-        parameters: of the measured sizes, growing.
+        parameters: of the timed sizes, growing.
         workers: that each needs, before rounding up; inf where no number is enough.
         N: there are.
+
+    Returns:
+        Parameters, None if N is too few for the smallest; and False if N would be enough for more
+        than the largest.
     """
-    finite = [(p, n) for p, n in zip(parameters, workers, strict=True) if math.isfinite(n)]
-    x, y = (np.log([pair[i] for pair in finite]) for i in (0, 1))
-    after = int(np.clip(np.searchsorted(y, math.log(N)), 1, len(y) - 1))
-    slope = (x[after] - x[after - 1]) / (y[after] - y[after - 1])
-    found = math.exp(x[after] + slope * (math.log(N) - y[after]))
-    if len(finite) < len(parameters) and found > finite[-1][0]:
-        return finite[-1][0], True  # the next size is too large for any number of workers
-    return found, bool(y[0] <= math.log(N) <= y[-1])
+    finite = [n for n in workers if math.isfinite(n)]
+    x, y = np.log(parameters[: len(finite)]), np.maximum.accumulate(np.log(finite))
+    if math.log(N) < y[0]:
+        return None, True
+    inside = math.log(N) <= y[-1] or len(finite) < len(workers)
+    return float(np.exp(np.interp(math.log(N), y, x))), inside
