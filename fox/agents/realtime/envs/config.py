@@ -70,22 +70,3 @@ class EnvConfig:
             return AtariEnv(title, self.observation)
         made = {"catch": CatchRT, "blocks": BlocksRT, "gameboy": GameBoyEnv}[kind]
         return made(self.observation, **given)
-
-
-def make_env(
-    name: str,
-    observation: str = "features",
-    *,
-    lives: int | None = None,
-    gusts: float | None = None,
-    gravity: int | None = None,
-    noop: int | None = None,
-    fps: float | None = None,
-    rom: str | None = None,
-    sha256: str | None = None,
-    cartridge: Cartridge | None = None,
-) -> RealtimeEnv:
-    """The environment of this name; the arguments are those of EnvConfig."""
-    return EnvConfig(
-        name, observation, lives, gusts, gravity, noop, fps, rom, sha256, cartridge
-    ).make()

@@ -58,14 +58,16 @@ def test_the_miss_of_the_last_life_ends_the_episode():
 
 def test_gusts_push_the_falling_ball_as_often_as_asked_and_never_the_landing_one():
     env = CatchRT(gusts=0.2)
-    pushes = []
+    pushes, balls = [], [env.bx]
     for _ in range(128 * 100):
         before, landed = env.bx, bool(env.step(NOOP)[1])
         if landed:
+            balls.append(env.bx)
             continue
         assert 8 <= env.bx <= 150
         if 24 <= before <= 134:  # at the sides a push is cut short
             pushes.append(env.bx - before)
+    assert balls[: len(GOLDEN)] == GOLDEN
     assert set(pushes) == {0, 16, -16}
     assert np.mean(np.array(pushes) != 0) == pytest.approx(0.2, abs=0.015)
 

@@ -5,26 +5,26 @@ import pytest
 from fox.agents.realtime.envs.atari import AtariEnv
 from fox.agents.realtime.envs.blocks import BlocksRT
 from fox.agents.realtime.envs.catch import CatchRT
-from fox.agents.realtime.envs.config import EnvConfig, make_env
+from fox.agents.realtime.envs.config import EnvConfig
 
 
 def test_a_config_makes_the_environment_that_it_names():
     env = EnvConfig("catch", "image", lives=3, gusts=0.1).make()
     assert isinstance(env, CatchRT)
     assert (env.lives, env.gusts, env.reset(0).shape) == (3, 0.1, (84, 84))
-    env = make_env("blocks", gravity=7)
+    env = EnvConfig("blocks", gravity=7).make()
     assert isinstance(env, BlocksRT)
     assert env.gravity == 7
-    assert make_env("catch").reset(0).shape == (4,)
+    assert EnvConfig("catch").make().reset(0).shape == (4,)
 
 
 def test_optional_packages_environments_have_names_too():
     pytest.importorskip("ale_py")
-    assert isinstance(make_env("atari:Boxing"), AtariEnv)
+    assert isinstance(EnvConfig("atari:Boxing").make(), AtariEnv)
     pytest.importorskip("gymnasium")
-    assert make_env("gym:CartPole-v1", noop=1, fps=30).fps == 30
+    assert EnvConfig("gym:CartPole-v1", noop=1, fps=30).make().fps == 30
     pytest.importorskip("pyboy")
-    env = make_env("gameboy", "image")
+    env = EnvConfig("gameboy", "image").make()
     assert env.reset(0).shape == (84, 84)
     env.close()
 
@@ -42,4 +42,4 @@ def test_optional_packages_environments_have_names_too():
 )
 def test_a_config_that_names_no_environment_is_refused(name, settings, message):
     with pytest.raises(ValueError, match=message):
-        make_env(name, **settings)
+        EnvConfig(name, **settings).make()
