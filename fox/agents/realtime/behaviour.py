@@ -7,7 +7,6 @@ resumed at any tick draws what the uninterrupted run would have drawn.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from fox.agents.realtime.policy import RealtimePolicy, batch_of
 from fox.agents.realtime.ticks import Rows
 
 # From the token of tick k, which holds o_k and the action executed at k - 1, to a_k.
-Behaviour = Callable[[np.void], int]
+Behaviour = Callable[[np.ndarray | np.void], int]
 
 SMALL_MODEL_BUDGET = 0.2  # of a tick
 _EXPLORE, _BETA = 0, 1  # streams
@@ -35,9 +34,7 @@ def random_generator(seed: int, stream: int, tick: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, tick, 0, 0]))
 
 
-def beta(
-    kind: Literal["noop", "repeat", "random"], *, n_actions: int, noop: int, seed: int
-) -> Behaviour:
+def beta(kind: str, *, n_actions: int, noop: int, seed: int) -> Behaviour:
     """The default behaviour which the world executes where no action has arrived.
 
     Args:
@@ -96,7 +93,7 @@ class SmallPolicy:
                 "take a smaller one, or make the step longer"
             )
 
-    def __call__(self, token: np.void) -> int:
+    def __call__(self, token: np.ndarray | np.void) -> int:
         """The action of the tick whose token this is."""
         k = int(token["tick"])
         tokens = np.append(self.rows.read(k + 1 - self.needed, k - 1), token)

@@ -79,7 +79,8 @@ class Replay:
     One process writes and any number read. Row i, counted from 0 for ever, stands in slot i modulo
     the capacity. A row is written first and counted after, and readers leave out the slot that may
     be in writing: whoever is killed, no half-written row is sampled, and a resumed run goes on
-    where the count is. (Files outlive processes; nothing is provided for a power failure.)
+    where the count is. This holds where a process sees another's stores in their order, as on x86;
+    nothing is provided for a power failure.
 
     Attributes:
         folder: where the columns are.
@@ -177,7 +178,7 @@ class Replay:
 
     def append(
         self,
-        token: np.void,
+        token: np.ndarray | np.void,
         action_t: int,
         source_t: Source,
         reward_t: float,
