@@ -49,7 +49,7 @@ def draw_curves(
         curves: drawn in the palette's order.
         title, xlabel, ylabel: of the panel.
         log_x, log_y: logarithmic axes.
-        lines: heights of dotted lines by their names, such as chance.
+        lines: heights of dotted lines by their names (short ones), such as chance.
         about: a faint sentence below, such as what the bands are.
     """
     figure = new_figure(6.8, 4.4)
@@ -146,6 +146,42 @@ def draw_regularity(
     save_figure(figure, path)
 
 
+def draw_bench(
+    path: Path, rows: Sequence[Mapping[str, Any]], step_seconds: float, cores: int
+) -> None:
+    """Seconds of a job against parameters by cache mode, with the workers that they ask for.
+
+    Args:
+        path: the PNG.
+        rows: of bench.time_policy.
+        step_seconds: M.
+        cores: of the machine.
+    """
+    names = {
+        "window": "FoX, window read again",
+        "catchup": "FoX, own caches",
+        "wavefront": "FoX, one shared cache",
+        "frame": "IMPALA, newest frame",
+    }
+    curves = []
+    for cache, name in names.items():
+        known = [row for row in rows if row["cache"] == cache and row["seconds"] is not None]
+        if known:
+            points = sorted((row["parameters"] / 1e6, 1000 * row["seconds"]) for row in known)
+            curves.append(Curve(name, *zip(*points, strict=True)))
+    draw_curves(
+        path,
+        curves,
+        title="Time of one inference, one thread",
+        xlabel="million parameters",
+        ylabel="ms",
+        log_x=True,
+        log_y=True,
+        lines={f"N = {n}": 1000 * n * step_seconds for n in sorted({1, cores, 8 * cores})},
+        about=f"dotted: where N workers are needed; {cores} cores here",
+    )
+
+
 def draw_regret(path: Path, runs: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
     """Cumulative regret and its parts against time, one panel per run.
 
@@ -182,10 +218,9 @@ def _horizontal_line(axes: "Axes", name: str, height: float) -> None:
     axes.axhline(height, color=FAINT, linestyle=":", linewidth=1.2)
     axes.annotate(
         name,
-        (0.01, height),
+        (1.01, height),
         xycoords=("axes fraction", "data"),
-        xytext=(0, 3),
-        textcoords="offset points",
+        va="center",
         color=FAINT,
         fontsize=8.5,
     )
