@@ -41,8 +41,8 @@ class PolicyConfig:
         head: "late" (looks at the actions since the observation) or "plain" (one linear layer).
         d_max: the largest delay that the late head knows, in ticks.
         fresh: the late head also looks at the newest observation, by a small network.
-        init_from: a checkpoint folder of ours whose trunk the policy starts from; its shape must
-            be the one above.
+        init_from: a checkpoint folder of ours whose trunk the policy starts from; its sizes must
+            be those above, and its block is taken as it is.
 
     Raises:
         ValueError: a value is out of its range, or two do not fit together.
@@ -67,7 +67,7 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(PolicyConfig).items():
             value, allowed = getattr(self, name), get_args(kind)
-            if kind is int and (not isinstance(value, int) or value < (name != "version_lag")):
+            if kind is int and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"policy.{name} must be a whole number from 1 on, not {value!r}")
             if isinstance(value, str) and allowed and str not in allowed and value not in allowed:
                 raise ValueError(f"policy.{name} must be one of {allowed}, but got {value!r}")
