@@ -21,6 +21,7 @@ from fox.agents.realtime.delay import DelayController, size_for
 from fox.agents.realtime.loop import Interaction
 from fox.agents.realtime.policy import RealtimePolicy, load_flat
 from fox.agents.realtime.processes import ProcessTransport
+from fox.agents.realtime.remote import RayTransport
 from fox.agents.realtime.replay import Replay
 from fox.agents.realtime.rings import ObservationRing
 from fox.agents.realtime.scheduler import TickDispatcher
@@ -64,7 +65,7 @@ class GreedyHead:
             flat, self.version = self.weights.newest(self.weights.workers)
             load_flat(self.policy, flat)
         fresh = torch.from_numpy(observation[None]) if self.policy.config.fresh else None
-        h, actions = torch.from_numpy(features[None]), torch.from_numpy(committed[None])
+        h, actions = torch.tensor(features)[None], torch.from_numpy(committed[None])
         return int(self.policy.head(h, actions, fresh).argmax())
 
 
@@ -209,7 +210,7 @@ def playing(
     adapts = schedule.delay_ticks is None and schedule.clock == "wall"
     d_max = config.policy.d_max if adapts else d
     env, clock, ring = config.env.make(), agent.clock(), agent.ring(d_max)
-    transport = _transport(agent, agent.workers(weights, d), ring, clock)
+    transport = _transport(agent, agent.workers(weights, d), weights, ring, clock)
     kind = {"n_actions": env.n_actions, "noop": env.noop, "seed": config.run.seed}
     observation = env.reset(config.run.seed + place.episode)
     if place.world is not None:
@@ -263,7 +264,11 @@ def _small_policy(agent: Agent, ring: ObservationRing) -> SmallPolicy | None:
 
 
 def _transport(
-    agent: Agent, factory: WorkerFactory, ring: ObservationRing, clock: Clock
+    agent: Agent,
+    factory: WorkerFactory,
+    weights: WeightBuffers,
+    ring: ObservationRing,
+    clock: Clock,
 ) -> Transport:
     schedule = agent.config.schedule
     if schedule.clock == "virtual":
@@ -272,6 +277,8 @@ def _transport(
         return VirtualTransport(factory, ring, lambda job: seconds)
     if schedule.transport == "process":
         return ProcessTransport(factory, ring, features=agent.features)
+    if schedule.transport == "ray":
+        return RayTransport(factory, ring, agent.config.policy.sees, weights)
     return ThreadTransport(factory, ring, clock)
 
 
