@@ -299,7 +299,6 @@ class Replay:
         fresh: bool,
     ) -> Sequences:
         seen = first[:, None] + np.arange(burn_in + P + n)
-        tokens = {field: self._take(name, seen) for field, name in _COLUMN_OF_FIELD.items()}
         d = self._take("d", first + burn_in)[:, None].astype(np.int64)  # (B, 1)
         # Rows of the decisions and their returns. Where d was larger than it is now, some may not
         # be written yet: the newest row stands for those, which has another d.
@@ -314,35 +313,39 @@ class Replay:
         last = steps[..., None] - 1
         terminated_tpm = np.take_along_axis(ahead("terminated_t"), last, -1)[..., 0]
 
-        same_d = ahead("d") == d[..., None]
         counts = np.arange(n + 1) < (steps + ~ends)[..., None]  # the state at tpm, if it is there
-        same_d = (same_d | ~counts).all(-1)
-
-        # Committed actions of the state that saw the token at row o: a_o .. a_{o+d-1}.
-        W = max(int(d.max()), 1)
-        o = first[:, None] + burn_in + np.arange(P + n + W)
-        starts = self._take("start", np.minimum(o, count - 1)).cumsum(1)
-        p = np.arange(P)[None]
-        whole = np.take_along_axis(starts, p + d, 1) == starts[:, :P]
-        actions = self._take("action_t", np.minimum(o[:, :-1], count - 1)).astype(np.int64)
-        committed = sliding_window_view(actions, W, axis=1)  # (B, P + n, W)
-        committed = np.where(np.arange(W) < d[..., None], committed, -1)
-
+        same_d = ((ahead("d") == d[..., None]) | ~counts).all(-1)
+        committed, whole = self._committed(first + burn_in, count, d, P, n)
         trainable = whole & same_d & ~((fresh | (d == 0)) & ends & ~terminated_tpm)
         if not learn_from_beta:
             trainable &= ahead("source_t")[..., 0] == Source.POLICY
+        p_tpm = np.arange(P) + steps
         return Sequences(
-            tokens=tokens,
+            tokens={field: self._take(name, seen) for field, name in _COLUMN_OF_FIELD.items()},
             committed_t=committed[:, :P],
             action_t=ahead("action_t")[..., 0].astype(np.int64),
             reward_t=ahead("reward_t")[..., :n].copy(),
             steps=steps,
             terminated_tpm=terminated_tpm,
-            committed_tpm=np.take_along_axis(committed, (p + steps)[..., None], 1),
+            committed_tpm=np.take_along_axis(committed, p_tpm[..., None], 1),
             obs_t=self._take("obs", t[:, :P]) if fresh else None,
-            obs_tpm=self._take("obs", np.take_along_axis(t, p + steps, 1)) if fresh else None,
+            obs_tpm=self._take("obs", np.take_along_axis(t, p_tpm, 1)) if fresh else None,
             trainable=trainable,
         )
+
+    def _committed(
+        self, first: np.ndarray, count: int, d: np.ndarray, P: int, n: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """a_o .. a_{o+d-1} for the P + n rows o from `first` on, (B, P + n, W); and (B, P), whether
+        the row o + d is of the episode of o.
+        """
+        W = max(int(d.max()), 1)
+        o = np.minimum(first[:, None] + np.arange(P + n + W), count - 1)
+        starts = self._take("start", o).cumsum(1)
+        whole = np.take_along_axis(starts, np.arange(P) + d, 1) == starts[:, :P]
+        actions = self._take("action_t", o[:, :-1]).astype(np.int64)
+        committed = sliding_window_view(actions, W, axis=1)
+        return np.where(np.arange(W) < d[..., None], committed, -1), whole
 
 
 def _locked(folder: Path) -> int:

@@ -178,7 +178,7 @@ def test_delays_from_0_to_128_are_aligned(tmp_path):
     for d in (0, 1, 2, 25, 127, 128):
         rows = made_up([(400, "killed")], {0: d})
         replay = filled(tmp_path / str(d), rows)
-        sequences = sample(replay, batch_size=16, train=40, n_step=3)
+        sequences = sample(replay, batch_size=6, train=40, n_step=3)
         check(sequences, rows, 2, 3, False, False)
         assert sequences.trainable.mean() > 0.5
 
