@@ -103,14 +103,13 @@ def test_the_episode_ends_when_a_new_piece_finds_no_room():
 def test_a_state_continues_exactly():
     env, other = BlocksRT(gravity=12), BlocksRT("image", gravity=12)
     env.reset(5)
-    for tick in range(100):
+    for tick in range(103):  # in the middle of a held action
         env.step(tick // 5 % 6)
-    state = env.get_state()
-    for tick in range(100):
-        env.step(tick // 3 % 6)
-    other.set_state(state)
-    for tick in range(100):
-        other.step(tick // 3 % 6)
+    other.set_state(env.get_state())
+    for tick in range(103, 200):
+        observation = env.step(tick // 5 % 6)[0]
+        other.step(tick // 5 % 6)
+        np.testing.assert_array_equal(other.features(), observation)
     np.testing.assert_equal(other.get_state(), env.get_state())
 
 
