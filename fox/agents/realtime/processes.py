@@ -5,6 +5,7 @@ are in shared memory; one pipe per worker carries jobs there and their numbers b
 dispatcher is gone, even by kill -9, ends at once; the memory has no name and goes with them.
 """
 
+import heapq
 import multiprocessing
 import os
 import queue
@@ -66,14 +67,15 @@ class ProcessTransport:
         self._children: dict[int, _Child] = {}
         self._selector = selectors.DefaultSelector()
         self._starting = threading.Lock()
-        self._started: queue.SimpleQueue[_Child | OSError] = queue.SimpleQueue()
-        self._timers: dict[int, threading.Timer] = {}
+        self._lost: queue.SimpleQueue[tuple[float, int] | None] = queue.SimpleQueue()
+        self._started: queue.SimpleQueue[_Child | WorkerError] = queue.SimpleQueue()
+        self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
 
     @property
     def pids(self) -> dict[int, int]:
         """The process of each worker that is ready."""
-        children = self._children.items()
-        return {worker: child.process.pid or -1 for worker, child in children if child.ready}
+        ready = [child for child in self._children.values() if child.ready]
+        return {child.worker: child.process.pid for child in ready if child.process.pid}
 
     def start(self, workers: Iterable[int]) -> None:
         """Starts the processes; returns when each has made its worker.
@@ -96,6 +98,7 @@ class ProcessTransport:
             self.close()
             raise
         self.counters.clear()  # nobody had lost these: they need not join
+        self._keeper.start()
 
     def send(self, job: Job, now: float) -> None:
         """Writes the job into its worker's pipe, which is empty."""
@@ -106,12 +109,12 @@ class ProcessTransport:
         """What has happened up to `now`.
 
         Raises:
-            WorkerError: an inference, or the making of a new worker, raised.
-            OSError: no new process could be started.
+            WorkerError: an inference, or the making of a new worker, raised; or no new process
+                could be started.
         """
         while not self._started.empty():
             child = self._started.get()
-            if isinstance(child, OSError):
+            if isinstance(child, WorkerError):
                 raise child
             self._adopt(child)
         self._listen(now, timeout=0)
@@ -124,11 +127,9 @@ class ProcessTransport:
 
     def close(self) -> None:
         """Kills all workers: they hold nothing that could be left behind."""
-        for timer in self._timers.values():
-            timer.cancel()
-        for timer in self._timers.values():
-            timer.join()  # a timer that has run starts a process within milliseconds
-        self._timers.clear()
+        if self._keeper.is_alive():
+            self._lost.put(None)
+            self._keeper.join()
         children = list(self._children.values())
         while not self._started.empty():
             child = self._started.get()
@@ -212,17 +213,27 @@ class ProcessTransport:
         child.process.close()
         del self._children[child.worker]
         seconds = self._agenda.lose(child.worker, now, f"its process ended with exit code {code}")
-        timer = threading.Timer(seconds, self._respawn, (child.worker,))
-        timer.daemon = True
-        self._timers[child.worker] = timer
-        timer.start()
+        self._lost.put((time.perf_counter() + seconds, child.worker))
+
+    def _keep(self) -> None:
+        """Starts new workers, in a thread of its own: each takes milliseconds, or more."""
+        waiting: list[tuple[float, int]] = []
+        while True:
+            seconds = max(0.0, waiting[0][0] - time.perf_counter()) if waiting else None
+            try:
+                lost = self._lost.get(timeout=seconds)
+            except queue.Empty:
+                self._respawn(heapq.heappop(waiting)[1])
+                continue
+            if lost is None:
+                return
+            heapq.heappush(waiting, lost)
 
     def _respawn(self, worker: int) -> None:
-        """Runs in a timer's thread: starting a process takes milliseconds, or more."""
         try:
             self._started.put(self._spawn(worker))
-        except OSError as error:
-            self._started.put(error)
+        except (OSError, EOFError) as error:  # EOFError: the server that forks has died
+            self._started.put(WorkerError(f"worker {worker} could not be started: {error!r}"))
 
 
 def _work(

@@ -1,6 +1,8 @@
 """Every transport keeps the same promises: virtual, inline, threads, processes."""
 
 import importlib
+import os
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -267,11 +269,31 @@ def test_a_process_that_crashes_is_lost_with_its_exit_code_and_respawned(stage):
 
 def test_a_job_for_a_process_that_has_just_died_is_lost_with_it(stage):
     opened = stage("process")
-    child = opened.transport._children[0].process
-    child.kill()
-    child.join()
+    os.kill(opened.transport.pids[0], signal.SIGKILL)
+    time.sleep(0.05)
     opened.send(worker=0)
     assert names(opened.events(2)) == ["Lost", "Joined"]
+
+
+def test_a_process_that_cannot_be_started_again_is_an_error(stage, monkeypatch):
+    opened = stage("process")
+
+    def spawn(worker):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(opened.transport, "_spawn", spawn)
+    opened.transport.kill(1)
+    with pytest.raises(WorkerError, match=r"worker 1 could not be started: .*Too many open files"):
+        opened.events(2)
+
+
+def test_the_processes_of_workers_are_known(stage):
+    opened = stage("process")
+    pids = opened.transport.pids
+    assert sorted(pids) == [0, 1]
+    opened.transport.kill(1)
+    opened.events(1)
+    assert opened.transport.pids == {0: pids[0]}
 
 
 def test_processes_take_no_ring_that_they_would_only_have_a_copy_of():
