@@ -42,7 +42,7 @@ class AtariEnv:
         self._ale.setFloat("repeat_action_probability", 0.0)
         self._ale.setInt("random_seed", 0)
         self._ale.loadROM(_path(game))
-        self._restored = ale_py.ALEState
+        self._state_of = ale_py.ALEState  # from bytes
         others = [a for a in self._ale.getMinimalActionSet() if a != ale_py.Action.NOOP]
         self._actions = [ale_py.Action.NOOP, *others]
         self.n_actions, self.noop = len(self._actions), 0
@@ -82,7 +82,7 @@ class AtariEnv:
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Continues exactly where get_state() was called."""
-        self._ale.restoreState(self._restored(state["ale"]))
+        self._ale.restoreState(self._state_of(state["ale"]))
 
     def close(self) -> None:
         """Nothing to free."""

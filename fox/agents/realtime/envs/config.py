@@ -57,9 +57,8 @@ class EnvConfig:
             raise ValueError(
                 f"the environment's name must be one of {NAMES}, but got {self.name!r}"
             )
-        every = set().union(*SETTINGS.values())
-        given = {name: getattr(self, name) for name in sorted(every)}
-        given = {name: value for name, value in given.items() if value is not None}
+        given = {key: value for key, value in vars(self).items() if value is not None}
+        del given["name"], given["observation"]
         if wrong := sorted(set(given) - SETTINGS[kind]):
             raise ValueError(f"{self.name!r} has no setting {wrong[0]!r}: leave it out")
         if kind == "gym":
