@@ -97,7 +97,8 @@ def at_once(seconds: float) -> Play:
     first, last = at + CASE.d + respawn, at + CASE.d + respawn + round(WINDOW / GAME_BOY)
     once.row["killed_at"], once.row["respawn_ticks"] = at, respawn
     once.row["coverage_until"] = float(acted[at:first].mean())
-    once.row["coverage_after"] = float(acted[first:last].mean())
+    after = acted[first:last]
+    once.row["coverage_after"] = float(after.mean()) if len(after) else 0.0  # they came too late
     return once
 
 

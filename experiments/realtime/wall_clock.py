@@ -189,7 +189,7 @@ def coverage_curve(name: str, steps: list[Step], first: int) -> Curve:
     """Share of ticks with a policy action, in windows of a second."""
     width = round(1 / GAME_BOY)
     acted = np.array([step.source is Source.POLICY for step in steps[first:]], float)
-    share = np.convolve(acted, np.ones(width) / width, mode="valid")
+    share = np.convolve(acted, np.ones(width), mode="valid") / width
     return Curve(name, ((np.arange(len(share)) + width) * GAME_BOY).tolist(), share.tolist())
 
 
