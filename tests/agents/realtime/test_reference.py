@@ -101,12 +101,11 @@ def test_algorithm_2_ends_as_a_poisson_process(cv, cap):
 
 def test_algorithm_2_keeps_a_negative_balance_and_pays_out_a_positive_one():
     schedule = ExpectedTime(2, 1.0)
-    schedule.finished(0, 0.5)  # g < 0: worker 1 is owed a negative wait
+    schedule.finished(0, 0.45)  # g = -0.55 / 11: the balance of worker 1 becomes -0.05 / 2
     assert schedule.wait(1, 0.0) == 0.0
-    for _ in range(3):
-        schedule.finished(0, 2.0)
-    owed = schedule.wait(1, 0.0)
-    assert 0 < owed < 3 * 1.0 / 10 / 2, "less than without the negative balance"
+    schedule.finished(0, 2.15)  # g = 1.2 / 12
+    assert schedule.T == pytest.approx(1 - 0.05 + 0.1)
+    assert schedule.wait(1, 0.0) == pytest.approx((0.1 - 0.05) / 2)
     assert schedule.wait(1, 0.0) == 0.0, "paid once"
 
 
