@@ -60,11 +60,19 @@ def test_a_state_continues_exactly_picture_and_held_button_included(make):
     state = env.get_state()
     other.set_state(state)
     np.testing.assert_array_equal(other.render84(), env.render84())
-    for action in (2, 2, 0, 1, 1):
+    for action in (0, 2, 2, 1):
         image = env.step(action)[0]
         other.step(action)
     np.testing.assert_array_equal(other.render84(), image)
-    assert other.read(PX) == env.read(PX) == 76 - 6 + 4
+    assert other.read(PX) == env.read(PX) == 76 - 2 - 4 + 2
+
+
+def test_a_new_episode_begins_with_no_button_held(make):
+    env = make()
+    env.step(2)
+    env.reset(0)
+    env.step(0)
+    assert env.read(PX) == 76
 
 
 def test_the_picture_shows_ball_and_paddle_one_frame_later(make):
