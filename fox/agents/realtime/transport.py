@@ -207,11 +207,19 @@ class ThreadTransport:
         self.counters = self._agenda.counters
 
     def start(self, workers: Iterable[int]) -> None:
-        """Starts the threads; returns when each has made its worker."""
+        """Starts the threads; returns when each has made its worker.
+
+        Raises:
+            WorkerError: the making of one raised.
+        """
         for worker in workers:
             self._launch(worker)
-        for _ in self._lives:
-            self._receive(*self._reports.get())
+        try:
+            for _ in self._lives:
+                self._receive(*self._reports.get())
+        except BaseException:
+            self.close()
+            raise
         self._agenda.until(self._clock.now())  # nobody has lost these: they need not join
         self.counters.clear()
 

@@ -4,6 +4,7 @@ import importlib
 import os
 import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,8 +223,10 @@ def test_an_exception_in_an_inference_that_send_waits_for_is_sends_own(kind, sta
 
 @pytest.mark.parametrize("kind", ["thread", "process"])
 def test_a_worker_that_cannot_be_made_fails_the_start_with_its_traceback(kind, stage):
+    before = set(threading.enumerate())
     with pytest.raises(WorkerError, match="FileNotFoundError: no such checkpoint"):
         stage(kind, workers=(0, echo.UNREADY))
+    assert set(threading.enumerate()) <= before
 
 
 def test_a_process_that_ends_before_it_is_ready_fails_the_start(stage):
