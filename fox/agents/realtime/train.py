@@ -37,9 +37,7 @@ from fox.agents.realtime.run import Stopped, read_table, run_agent
 from fox.files import write_csv, write_json
 
 PLAY = {  # key of a row: heading, format
-    "return": ("return/s", "{:+.3f}"),
-    "gains": ("won", "{:.0f}"),
-    "losses": ("lost", "{:.0f}"),
+    "return": ("return/s", "{:+.2f}"),
     "coverage": ("coverage", "{:.1%}"),
     "delay_ticks": ("delay", "{:.1f}"),
 }
@@ -47,9 +45,10 @@ TRAINING = PLAY | {
     "weight_age": ("age", "{:.1f}"),
     "fps": ("fps", "{:.1f}"),
     "updates": ("updates", "{:.0f}"),
-    "loss": ("loss", "{:.4f}"),
+    "loss": ("loss", "{:.3f}"),
 }
-EVALUATION = {"workers": ("workers", "{}")} | PLAY | {"gap_cv": ("gap cv", "{:.2f}")}
+SCORE = {"gains": ("won", "{}"), "losses": ("lost", "{}")}
+EVALUATION = {"workers": ("workers", "{}")} | SCORE | PLAY | {"gap_cv": ("gap cv", "{:.2f}")}
 
 
 def train(
@@ -273,7 +272,9 @@ def _table(
     columns: Mapping[str, tuple[str, str]],
     title: str | None = None,
 ) -> Table:
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(
+        title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_edge=False
+    )
     table.add_column("agent", no_wrap=True)
     for heading, _ in columns.values():
         table.add_column(heading, justify="right", no_wrap=True)

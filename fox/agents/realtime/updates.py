@@ -164,7 +164,7 @@ def _learn(config: RunConfig, weights: WeightBuffers, folder: Path, connection: 
     torch.set_num_threads(1)
     try:
         updates = Updates(Agent(config), weights, folder)
-        connection.send({})
+        connection.send({"updates": updates.learner.version})
         message = ""
         while message != "stop":
             if updates.is_due:

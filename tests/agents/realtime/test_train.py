@@ -100,7 +100,11 @@ def test_agents_are_trained_side_by_side_and_compared(folder, capsys):
     assert comparison["parameters"] == len(read_run(Path("run/staggered"))[1])
     coverage = {name: agent["coverage"] for name, agent in comparison["agents"].items()}
     assert coverage == {"staggered": 1.0, "sequential": pytest.approx(1 / 6, rel=0.1)}
-    assert Path("run/comparison.csv").read_text().startswith("agent,ticks,version,workers,return")
+    assert (
+        Path("run/comparison.csv")
+        .read_text()
+        .startswith("agent,trained_ticks,ticks,version,workers,return")
+    )
     assert Path("run/comparison.png").read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out
     assert "sequential: 160/160" in out
