@@ -89,9 +89,8 @@ def play(dispatcher: TickDispatcher, durations: np.ndarray, step_seconds: float)
     for k, seconds in enumerate(durations.tolist()):
         for job in finishing.pop(k, ()):
             dispatcher.on_done(job.worker, job.id, float(durations[job.obs_tick]))
-        job = dispatcher.on_tick(k).dispatch
-        if job is not None:
-            finishing.setdefault(k + ticks_for(seconds, step_seconds), []).append(job)
+        if given := dispatcher.on_tick(k).dispatch:
+            finishing.setdefault(k + ticks_for(seconds, step_seconds), []).append(given)
 
 
 def sources_of(durations: np.ndarray, workers: int, d: int, step_seconds: float) -> np.ndarray:
