@@ -93,7 +93,7 @@ def policy_workers(
     *,
     patience: float = 1.0,
 ) -> PolicyWorkers:
-    """A factory of workers for any transport; it can be pickled to processes.
+    """A factory of workers for any transport, and for one run, whose ticks go on.
 
     Args:
         config: `config.cache` decides the kind of worker.

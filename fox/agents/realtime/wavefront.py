@@ -86,12 +86,6 @@ class KeyRing:
         with self._memory.locked():
             self._begin_at(first)
 
-    def _first(self, first: int, k: int) -> int:
-        if first < k - self.history + 1:
-            first = k - self.history + 1
-            self._begin_at(first)
-        return min(first, k)
-
     def states(self, layer: int, tick: int, patience: float) -> tuple[Tensor | None, Tensor | None]:
         """The rows (1, K, D) of keys and values at a tick before their shift; None without."""
         if not self.rows.shape[1] or tick < self.state[1]:
@@ -132,9 +126,12 @@ class KeyRing:
             The output, and the oldest version that it saw.
 
         Raises:
-            Overwritten: the others are so far ahead that they write what is read here.
+            Overwritten: the others have gone on without this chunk, or are so far ahead that they
+                write what is read here.
         """
         end, begin = first + q.shape[1], max(first - self.history + 1, int(self.state[1]))
+        if begin > first:
+            raise Overwritten(f"tick {first} was given up before layer {layer} was read")
         versions = self.versions[layer, np.arange(begin, end) % self.slots]
         stale = np.flatnonzero(versions[: first - begin] < oldest)
         hidden = int(stale[-1]) + 1 if len(stale) else 0
@@ -145,6 +142,12 @@ class KeyRing:
         if max(self.begun[layer] - self.slots, self.state[1] - 1) >= begin:
             raise Overwritten(f"the keys of tick {begin} went while they were read")
         return out, int(versions[hidden:].min())
+
+    def _first(self, first: int, k: int) -> int:
+        if first < k - self.history + 1:
+            first = k - self.history + 1
+            self._begin_at(first)
+        return min(first, k)
 
     def _begin_at(self, first: int) -> None:
         if self.counter.min() < first - 1:

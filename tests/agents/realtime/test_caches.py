@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn.utils import parameters_to_vector
 
+from fox.agents.realtime import wavefront
 from fox.agents.realtime.caches import LONGEST, policy_workers
 from fox.agents.realtime.policy import PolicyConfig, RealtimePolicy, batch_of
 from fox.agents.realtime.processes import ProcessTransport
@@ -189,6 +190,15 @@ def test_all_that_wait_for_a_lost_worker_go_on(block):
     close(np.stack([features[k] for k in range(2, 30)]), wanted[2:30])
 
 
+def test_running_gates_stay_exact_after_hours(block):
+    factory, ring, wanted = setup(config_of(block, "wavefront"))
+    worker = factory(0)
+    worker.infer(job(9), ring)
+    factory.keys.running -= 1e7  # where neighbours in float32 are 1 apart
+    for k in (10, 16, 30):
+        close(worker.infer(job(k), ring)[0], wanted[k])
+
+
 def test_a_job_that_comes_after_its_successor_delivers_its_own_features(block):
     factory, ring, wanted = setup(config_of(block, "wavefront"))
     workers = [factory(0), factory(1)]
@@ -287,6 +297,35 @@ def test_a_job_whose_tokens_are_gone_is_dropped_and_the_next_begins_anew():
         batch = batch_of(tokens[44 : k + 1])
         with torch.inference_mode():
             close(features, policy.window(policy.encode(batch), batch["start"])[0, -1].numpy())
+
+
+@pytest.mark.parametrize("part", ["mlp", "attn"])
+def test_a_job_that_the_others_have_given_up_is_dropped(part):
+    """The others begin anew while it is in layer 0, or in layer 1 before its keys."""
+    factory, ring, _ = setup(config_of("pro", "wavefront"))
+    worker = factory(0)
+
+    def give_up(module, arguments):
+        factory.keys.begin_at(20)
+
+    heads = worker.policy.trunk.model.layers[0]
+    where = heads.mlp if part == "mlp" else heads.attn.q_proj
+    where.register_forward_pre_hook(give_up)
+    with pytest.raises(Overwritten, match="tick 0 was given up before layer"):
+        worker.infer(job(3), ring)
+
+
+def test_a_job_that_reads_what_others_write_meanwhile_is_dropped(monkeypatch):
+    factory, ring, _ = setup(config_of("pro", "wavefront"))
+    attention = wavefront.forgetting_attention_with_kvcache
+
+    def slow(*arguments, **options):
+        factory.keys.begun[0] = factory.keys.slots
+        return attention(*arguments, **options)
+
+    monkeypatch.setattr(wavefront, "forgetting_attention_with_kvcache", slow)
+    with pytest.raises(Overwritten, match="keys of tick 0 went while they were read"):
+        factory(0).infer(job(3), ring)
 
 
 @pytest.mark.parametrize("cache", ["catchup", "wavefront"])
