@@ -34,7 +34,8 @@ class LearnerConfig:
         batch_size: sequences per update.
         burn_in: tokens that a sequence begins with, for the trunk to remember.
         train: decisions per sequence, one token each after the burn-in.
-        n_step: ticks of reward in a target before the value.
+        n_step: ticks of reward in a target before the value. Those of a sequential agent reach to
+            its next decision: in a run it is the delay.
         gamma: discount per tick.
         learning_rate: Adam's.
         max_grad_norm: gradients longer than this are scaled down to it.

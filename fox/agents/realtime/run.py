@@ -8,7 +8,7 @@ import csv
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,10 @@ def run_agent(config: RunConfig, tell: Tell, asked: Callable[[], bool]) -> dict[
     torch.set_num_threads(1)  # a policy of one tick is too small to share
     folder = Path(config.run.folder)
     agent = Agent(config)
+    if config.schedule.interaction == "sequential":
+        # What an action leads to, beta's ticks included, is told by the next decision.
+        learner = replace(config.learner, n_step=agent.size()[0])
+        agent.config = replace(config, learner=learner)
     _check(agent)
     claim(folder, config)
     with closing(_opened(agent, folder)) as replay:

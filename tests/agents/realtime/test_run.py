@@ -215,6 +215,20 @@ def test_sequential_play_has_one_worker_and_acts_once_per_delay(finished):
     assert row["coverage"] == pytest.approx(1 / 6)
 
 
+def test_a_sequential_agents_targets_reach_to_its_next_decision(tmp_path, monkeypatch):
+    asked = set()
+    sample = Replay.sample
+
+    def told(replay, generator, **options):
+        asked.add(options["n_step"])
+        return sample(replay, generator, **options)
+
+    monkeypatch.setattr(Replay, "sample", told)
+    run(tiny(tmp_path, schedule={"interaction": "sequential"}))
+    source = np.load(tmp_path / "replay" / "source_t.npy")[:TICKS]
+    assert asked == set(np.diff(np.flatnonzero(source == Source.POLICY)))
+
+
 def test_another_runs_policy_can_be_the_default_behaviour(finished):
     folder, *_ = finished
     slow = {"interaction": "sequential", "fps": 2.0, "inference_seconds": 2.0}
