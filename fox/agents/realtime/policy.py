@@ -36,8 +36,8 @@ class PolicyConfig:
             (one cache that all workers share).
         window: ticks that mode "window" and the learner's trunk see.
         history: ticks that the caches are refilled from after a loss, and that "wavefront" sees.
-        version_lag: how many weight versions the oldest token of a cache may be behind before the
-            cache is refilled.
+        version_lag: how many weight versions the oldest key of a cache may be behind; beyond it
+            "catchup" refills, and "wavefront" sees the newer keys only.
         head: "late" (looks at the actions since the observation) or "plain" (one linear layer).
         d_max: the largest delay that the late head knows, in ticks.
         fresh: the late head also looks at the newest observation, by a small network.
