@@ -75,14 +75,14 @@ def test_a_skip_misses_the_ticks_that_have_passed_and_keeps_the_world_s_time():
 def test_a_wall_clock_never_wakes_early_and_never_drifts(spin):
     clock = WallClock(0.004, spin=spin)
     clock.wait(0)
-    begun = clock.now()
+    begun, late = clock.time_of(0), []
     for k in range(1, 60):
         clock.wait(k)
-        assert clock.now() >= clock.time_of(k)
+        late.append(clock.now() - clock.time_of(k))
         time.sleep(0.001)  # work: relative sleeps would add it to every period
-    slipped = clock.time_of(59) - 59 * 0.004 - begun  # by other processes of a busy machine
-    assert clock.now() - begun - slipped < 59 * 0.004 + 0.03
-    assert slipped < 0.001 or clock.overruns
+    assert min(late) >= 0
+    assert min(late[-20:]) < 0.005, "the best of them, since the machine may be busy"
+    assert clock.time_of(0) == begun or clock.overruns
 
 
 def test_what_cannot_be_is_refused():
