@@ -43,9 +43,18 @@ def test_a_case_counts_what_was_executed_and_what_is_left(wall_clock):
     assert sum(row["sources"].values()) == row["ticks"]
     assert row["sources"]["BETA_RESET"] == case.d
     assert row["mixed_up"] == 0
-    assert row["left"]["workers"] == row["left"]["files"] == 0
+    assert row["left"] == {"workers": 0, "shared_memory": 0, "files": 0}
     assert len(curve.x) == 72 - 60 + 1
     assert 0 <= min(curve.y) <= max(curve.y) <= 1
+
+
+def test_what_a_running_case_holds_is_seen(wall_clock):
+    before = wall_clock.holdings()
+    with wall_clock.staged(wall_clock.Case(0.05, 2, 2.0, None)):
+        held = wall_clock.holdings()
+    assert held["workers"] - before["workers"] == 2
+    assert held["shared_memory"] > before["shared_memory"]
+    assert held["files"] > before["files"]
 
 
 def test_one_worker_acts_once_per_inference(wall_clock):
@@ -68,7 +77,7 @@ def test_killed_workers_are_counted_and_come_back(kills):
     assert row["events"]["Lost"] == row["events"]["Joined"] == 1
     assert min(played.live) == 5
     assert row["respawn_ticks"] > 0
-    assert row["left"]["workers"] == row["left"]["files"] == 0
+    assert row["left"] == {"workers": 0, "shared_memory": 0, "files": 0}
 
 
 def test_the_lines_about_kills_can_fail(kills):
