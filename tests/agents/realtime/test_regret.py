@@ -6,6 +6,7 @@ import shutil
 from functools import partial
 from itertools import count
 
+import numpy as np
 import pytest
 
 from fox.agents.realtime.agent import Agent
@@ -14,7 +15,7 @@ from fox.agents.realtime.cli import main
 from fox.agents.realtime.decomposition import TrainedReference, decompose
 from fox.agents.realtime.envs.catch import CatchRT
 from fox.agents.realtime.regret import read_played
-from fox.agents.realtime.replay import Replay
+from fox.agents.realtime.replay import _COLUMN_OF_FIELD, Replay
 from fox.agents.realtime.run import Stopped, read_run
 
 pytest.importorskip("matplotlib")
@@ -60,32 +61,39 @@ def test_the_rewards_of_the_run_are_those_of_its_log(runs):
 
 
 @pytest.mark.parametrize("interaction", ["sequential", "staggered"])
-def test_a_trained_reference_acts_under_the_runs_schedule_as_the_run_did(
+def test_a_trained_reference_sees_and_does_under_the_runs_schedule_what_the_run_did(
     small_run, tmp_path, interaction
 ):
+    tokens, actions = [], []
+
+    class Noting(TrainedReference):
+        def see(self, env, token):
+            tokens.append(token.copy())
+            return super().see(env, token)
+
     class Recording(CatchRT):
-        actions = ()
-
-        def reset(self, seed):
-            self.actions = []
-            return super().reset(seed)
-
         def step(self, action):
-            self.actions.append(action)
+            actions.append(action)
             return super().step(action)
 
+    world = {"gusts": 0.01, "lives": 2}
     frozen = {"first": 0.0, "last": 0.0}
     never = {"updates_per_tick": 0.0, "seed": 1}
-    small_run(tmp_path, interaction, 256, exploration=frozen, run=never)
+    small_run(tmp_path, interaction, 384, env=world, exploration=frozen, run=never)
     config, weights, version = read_run(tmp_path)
-    env = Recording(gusts=config.env.gusts)
+    env = Recording(**world)
     played, _ = read_played(tmp_path, env, 1)
     behaviour = beta("noop", n_actions=3, noop=0, seed=1)
-    reference = partial(TrainedReference, Agent(config), weights, version)
+    reference = partial(Noting, Agent(config), weights, version)
     regret = decompose(env, reference, played, behaviour, 1)
-    actions = Replay.open(tmp_path / "replay").column("action_t")
-    assert env.actions == actions.tolist()  # of the last of the three plays
-    assert len(set(actions[played.obs_tick >= 0])) > 1
+    log = Replay.open(tmp_path / "replay")
+    assert actions[-384:] == log.column("action_t").tolist()  # of the last of the three plays
+    for field, column in _COLUMN_OF_FIELD.items():
+        seen = [token[field] for token in tokens[-384:]]
+        assert np.array_equal(seen, log.column(column))
+    assert played.episode[-1] > 0
+    assert len(set(actions[-384:])) > 1
+    assert played.reward.any()
     assert not regret.learning.any()
 
 
