@@ -14,6 +14,7 @@ from fox.agents.realtime.ticks import Source
 # Strides of the pooling of each section, by depth: the second is the paper's deeper network.
 _STRIDES = {1: (2, 2, 2), 2: (2, 1, 1, 1, 2, 1)}
 IMPALA_FEATURES = 512
+SMALLEST = 20  # pixels that the convolutions of a frame's encoder need
 
 
 def as_image(obs: Tensor) -> Tensor:
@@ -25,7 +26,7 @@ class FrameEncoder(nn.Module):
     """A small convolutional network for one gray frame.
 
     Args:
-        shape: (H, W) of a frame, at least 20 x 20.
+        shape: (H, W) of a frame, each at least SMALLEST.
         dim: numbers that come out.
         channels: of the first convolution; the second has twice as many.
     """
@@ -60,11 +61,12 @@ def observation_encoder(shape: tuple[int, ...], dim: int, channels: int) -> nn.M
     """The encoder for vectors (n,) or gray frames (H, W)."""
     if len(shape) == 1:
         return VectorEncoder(shape[0], dim)
-    if len(shape) == 2:
+    if len(shape) == 2 and min(shape) >= SMALLEST:
         return FrameEncoder((shape[0], shape[1]), dim, channels)
     raise ValueError(
-        f"an observation must be a vector (n,) or a gray frame (H, W), but has shape {shape}; "
-        "stacked or coloured frames are not needed: the trunk sees the frames before"
+        f"an observation must be a vector (n,) or a gray frame (H, W) of at least {SMALLEST} x "
+        f"{SMALLEST}, but has shape {shape}: make small ones vectors, and leave out earlier frames "
+        "and colours, since the trunk sees the frames before"
     )
 
 
@@ -121,21 +123,21 @@ class Impala(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], width: int, depth: int) -> None:
         super().__init__()
-        if len(shape) != 2:
+        strides, sides = _STRIDES[depth], list(shape)
+        for stride in strides:
+            sides = [(side - 2 - 3) // stride + 1 for side in sides]
+        if len(shape) != 2 or min(sides) < 1:
             raise ValueError(
-                f"the IMPALA trunk reads gray frames (H, W), but observations have shape {shape}; "
-                'make the environment with observation="image"'
+                "the IMPALA trunk reads gray frames (H, W), such as 84 x 84, but observations have "
+                f'shape {shape}; make the environment with observation="image"'
             )
-        strides = _STRIDES[depth]
         channels = [1, 16 * width] + [32 * width] * (len(strides) - 1)
         layers: list[nn.Module] = []
-        height, breadth = shape
         for before, after, stride in zip(channels, channels[1:], strides, strict=False):
             layers += [nn.Conv2d(before, after, 3), nn.MaxPool2d(3, stride=stride)]
             layers += [Residual(after), Residual(after)]
-            height, breadth = ((side - 2 - 3) // stride + 1 for side in (height, breadth))
         self.sections = nn.Sequential(*layers)
-        self.out = nn.Linear(channels[-1] * height * breadth, IMPALA_FEATURES)
+        self.out = nn.Linear(channels[-1] * math.prod(sides), IMPALA_FEATURES)
 
     def forward(self, obs: Tensor) -> Tensor:
         """(N, H, W) -> (N, 512)."""

@@ -202,12 +202,24 @@ def test_a_config_that_makes_no_sense_is_refused(fields, message):
         PolicyConfig(**fields)
 
 
-def test_observations_of_other_shapes_are_refused():
+@pytest.mark.parametrize("shape", [(84, 84, 3), (19, 84), ()])
+def test_observations_of_other_shapes_are_refused(shape):
     with pytest.raises(
-        ValueError, match=r"a vector \(n,\) or a gray frame \(H, W\), but has shape"
+        ValueError, match=r"vector \(n,\) or a gray frame .* 20 x 20, but has shape"
     ):
-        observation_encoder((84, 84, 3), 8, 8)
-    with pytest.raises(ValueError, match=r"reads gray frames \(H, W\), but .* shape \(5,\)"):
+        observation_encoder(shape, 8, 8)
+
+
+def test_the_smallest_frames_have_room_for_the_convolutions():
+    assert observation_encoder((20, 20), 8, 8)(torch.zeros(1, 20, 20)).shape == (1, 8)
+    for depth, side in ((1, 29), (2, 53)):
+        assert Impala((side, side), 1, depth)(torch.zeros(1, side, side)).shape == (1, 512)
+        with pytest.raises(ValueError, match="such as 84 x 84, but observations have shape"):
+            Impala((side - 1, side), 1, depth)
+
+
+def test_an_impala_trunk_refuses_what_is_no_frame():
+    with pytest.raises(ValueError, match=r"reads gray frames \(H, W\), such .* shape \(5,\)"):
         policy_of(trunk="impala")
 
 
