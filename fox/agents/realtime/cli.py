@@ -25,7 +25,8 @@ fox-realtime: agents in environments that do not wait, and policies slower than 
 
 All options of a command: fox-realtime COMMAND --help
 """
-COMMANDS = ("train", "play", "regret", "simulate", "bench")  # each a module with a function of its name
+# Each a module with a function of its name.
+COMMANDS = ("train", "play", "regret", "simulate", "bench")
 PRESET = "preset:"
 
 

@@ -1,6 +1,6 @@
 """Regret of a run against a reference policy, parted into delay, inaction and learning.
 
-The reference plays the run's world three times, which takes its chances anew but draws the same:
+The reference plays the run's world three times more, with the same balls, gusts, pieces:
 
     G_0  undelayed: at each tick it acts on that tick's observation
     G_1  delayed: at each tick it acts on the observation of d ticks ago, d as the run had it
@@ -51,7 +51,7 @@ class Reference(Head, Protocol):
 
 
 class CatchOracle:
-    """The aware oracle of CatchRT: without gusts, no policy that acts at each tick does better."""
+    """The aware oracle of CatchRT, without gusts perfect at every tick up to about 60 ticks' delay."""
 
     def see(self, env: RealtimeEnv, token: np.ndarray) -> np.ndarray:
         """Paddle and ball."""
@@ -87,9 +87,9 @@ class TrainedReference:
         """The trunk's features."""
         tick = int(token["tick"])
         self._ring.publish(token)
-        return self._worker.infer(Job(tick, 0, tick, tick + 1, int(token["episode"])), self._ring)[
-            0
-        ]
+        job = Job(tick, 0, tick, tick + 1, int(token["episode"]))
+        features, _ = self._worker.infer(job, self._ring)
+        return features
 
     def act(self, features: np.ndarray, committed: np.ndarray, observation: np.ndarray) -> int:
         """The best by the head's values."""
