@@ -3,7 +3,6 @@
 Legend: B batch, T ticks, C width of a token, F features, A actions, d action delay in ticks.
 """
 
-import time
 from dataclasses import dataclass
 from typing import Literal, get_args, get_type_hints
 
@@ -17,6 +16,7 @@ from fox.agents.realtime.networks import (
     LateHead,
     TokenEncoder,
 )
+from fox.agents.realtime.timing import median_seconds
 from fox.cache import FoxCache
 from fox.config import FoxConfig
 from fox.policy import FoxPolicy
@@ -239,20 +239,15 @@ def load_flat(policy: nn.Module, flat: np.ndarray) -> None:
 
 
 @torch.no_grad()
-def head_seconds(policy: RealtimePolicy, repeats: int = 30) -> float:
-    """Median seconds of one call of the head for one decision with d_max committed actions."""
+def head_seconds(policy: RealtimePolicy) -> float:
+    """Seconds of one call of the head, for one decision with d_max committed actions."""
     h = torch.zeros(1, policy.features)
     committed = torch.zeros(1, policy.config.d_max, dtype=torch.int64)
     fresh = None
     if policy.config.fresh:
         zeros = np.zeros((1, *policy.observation_shape), policy.observation_dtype)
         fresh = torch.from_numpy(zeros)
-    seconds = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        policy.head(h, committed, fresh)
-        seconds.append(time.perf_counter() - begin)
-    return float(np.median(seconds))
+    return median_seconds(lambda: policy.head(h, committed, fresh))
 
 
 def check_head(policy: RealtimePolicy, tick_seconds: float) -> float:
