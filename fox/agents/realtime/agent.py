@@ -216,7 +216,6 @@ def playing(
     if place.world is not None:
         env.set_state(place.world)
         observation = env.features() if config.env.observation == "features" else env.render84()
-    _forget_the_past(ring, agent.dtype, place.tick)
     try:
         behaviour = _small_policy(agent, ring) or beta(schedule.beta, **kind)
         transport.start(range(weights.workers))
@@ -285,12 +284,3 @@ def _transport(
 def _controller(agent: Agent, d: int, d_max: int) -> DelayController:
     overhead = HEAD_SHARE * agent.step_seconds
     return DelayController(d, agent.step_seconds, d_max=d_max, overhead_seconds=overhead)
-
-
-def _forget_the_past(ring: ObservationRing, dtype: np.dtype, tick: int) -> None:
-    """Fills the ring with starts up to a tick: workers look back beyond it, and see nothing."""
-    token = np.zeros((), dtype)
-    token["episode"], token["start"] = -1, True
-    for past in range(max(0, tick - ring.slots), tick):
-        token["tick"] = past
-        ring.publish(token)

@@ -131,6 +131,11 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path):
         run(tiny(tmp_path), after(130))
     count, before = columns(tmp_path)
     assert count == 130
+    _, learnt, version = read_run(tmp_path)
+    with pytest.raises(Stopped, match="stopped after tick 130 of 240"):
+        run(tiny(tmp_path), after(0))
+    assert read_run(tmp_path)[2] == version == 14
+    np.testing.assert_array_equal(read_run(tmp_path)[1], learnt)
     world = torch.load(tmp_path / "checkpoint" / "world.pt", weights_only=True)["world"]
     evaluation, _ = run(tiny(tmp_path))
     count, rows = columns(tmp_path)
@@ -140,7 +145,11 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path):
             np.testing.assert_array_equal(rows[name][:130], before[name][:130], err_msg=name)
     assert rows["tick"][:TICKS].tolist() == list(range(TICKS))
     assert rows["start"][:TICKS].nonzero()[0].tolist() == [0, 130]
-    assert (rows["episode"][:TICKS] == np.where(np.arange(TICKS) < 130, 0, 1)).all()
+    assert (rows["source_t"][:TICKS] != Source.POLICY).nonzero()[0].tolist() == [
+        *range(6),
+        *range(130, 136),
+    ]
+    assert (rows["episode"][:TICKS] == np.where(np.arange(TICKS) < 130, 0, 2)).all()
     assert rows["obs"][130][0] == pytest.approx((world["px"] - 76) / 68)
     assert rows["obs"][130][2] == pytest.approx((world["by"] - 80) / 64)
     assert evaluation["version"] == 36
