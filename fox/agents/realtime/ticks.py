@@ -129,8 +129,8 @@ class Rows(Protocol):
     """The newest tokens, as a worker reads them."""
 
     def read(self, first: int, last: int) -> np.ndarray:
-        """(last - first + 1,) tokens of the ticks first..last, copied; those before tick 0 are left
-        out.
+        """(last - first + 1,) tokens of the ticks first..last, copied; those before the first tick
+        of the run are left out.
 
         Raises:
             LookupError: one is not written yet, or overwritten (rings.Overwritten, counted).
