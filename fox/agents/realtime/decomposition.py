@@ -51,7 +51,7 @@ class Reference(Head, Protocol):
 
 
 class CatchOracle:
-    """The aware oracle of CatchRT, without gusts perfect at every tick up to about 60 ticks' delay."""
+    """The aware oracle of CatchRT: perfect without gusts, up to a delay of about 60 ticks."""
 
     def see(self, env: RealtimeEnv, token: np.ndarray) -> np.ndarray:
         """Paddle and ball."""

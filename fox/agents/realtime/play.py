@@ -85,7 +85,8 @@ def play(
 def changed(config: RunConfig, given: dict[str, Any], seed: int | None) -> RunConfig:
     """The run's configuration with what is given (not None) in its place."""
     schedule = {name: value for name, value in given.items() if value is not None}
-    if "interaction" in schedule and "workers" not in schedule:
+    other = schedule.get("interaction", config.schedule.interaction) != config.schedule.interaction
+    if other and "workers" not in schedule:
         schedule["workers"] = None  # as many as the other interaction needs
     run = config.run if seed is None else replace(config.run, seed=seed)
     return replace(config, schedule=replace(config.schedule, **schedule), run=run)

@@ -50,12 +50,14 @@ class Inference:
         job: which.
         start, end: seconds on the run's clock.
         fate: a key of FATES.
+        tick: that executed its action, if one did.
     """
 
     job: Job
     start: float
     end: float
     fate: str
+    tick: int | None = None
 
 
 class Recorder:
@@ -112,24 +114,25 @@ class Recorder:
 
     def inferences(self) -> list[Inference]:
         """All jobs so far, in the order in which they were sent."""
-        executed = {step.obs_tick for step in self.steps}
-        played = self.steps[-1].tick
+        executed = {step.obs_tick: step.tick for step in self.steps}
+        last = self.steps[-1].tick
         running = [
             Inference(job, sent, self.times[-1], "running") for job, sent in self._held.values()
         ]
         ended = [
-            Inference(job, start, end, _fate(job, lost, job.obs_tick in executed, played))
+            Inference(job, start, end, "executed", executed[job.obs_tick])
+            if job.obs_tick in executed
+            else Inference(job, start, end, _fate(job, lost, last))
             for job, start, end, lost in self._ended
         ]
         return sorted(ended + running, key=lambda inference: inference.job.id)
 
 
-def _fate(job: Job, lost: bool, executed: bool, played: int) -> str:
+def _fate(job: Job, lost: bool, last: int) -> str:
+    """Of a job that no tick has executed up to the last one."""
     if lost:
         return "lost"
-    if executed:
-        return "executed"
-    return "waiting" if job.due > played else "dropped"
+    return "waiting" if job.due > last else "dropped"
 
 
 def write_chrome_trace(path: Path, recorder: Recorder, step_seconds: float) -> None:
@@ -156,9 +159,9 @@ def write_chrome_trace(path: Path, recorder: Recorder, step_seconds: float) -> N
         events.append(bar | {"dur": round(end - start, 3)})
         if fate in ("dropped", "lost"):
             events.append(_event("i", fate, "drop", row, end, about) | {"s": "t"})
-        if fate == "executed" and job.due in at_tick:
+        if inference.tick is not None:
             tail = _event("s", "action", "action", row, end, about)
-            point = _event("f", "action", "action", 0, at_tick[job.due], about)
+            point = _event("f", "action", "action", 0, at_tick[inference.tick], about)
             # bp: the arrow ends in the bar around its point, not in the next one
             events += [tail | {"id": job.id}, point | {"id": job.id, "bp": "e"}]
     text = json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}, separators=(",", ":"))
@@ -210,8 +213,8 @@ def draw_timeline(
     for inference, start, end in bars:
         y, colour = inference.job.worker + 1, FATES[inference.fate]
         axes.barh(y, end - start, 0.64, start, color=colour, edgecolor="white", linewidth=0.4)
-        if inference.fate == "executed":
-            until = (inference.job.due - steps[0].tick) * width
+        if inference.tick is not None:
+            until = (inference.tick - steps[0].tick) * width
             axes.plot([end, until], [y, y], color=colour, linewidth=0.8)
     sources = [COLOURS[step.source] for step in steps]
     axes.barh([-0.4] * len(steps), width, 0.8, times, align="edge", color=sources)

@@ -60,6 +60,8 @@ def test_what_is_not_given_stays_and_another_interaction_chooses_its_own_workers
     assert changed(config, {"interaction": None, "workers": None}, None) == config
     other = changed(config, {"interaction": "sequential", "workers": None}, 7)
     assert (other.schedule.interaction, other.schedule.workers) == ("sequential", None)
+    same = changed(config, {"interaction": "staggered", "workers": None}, None)
+    assert same.schedule.workers == 5
     assert (other.schedule.beta, other.run.seed) == ("repeat", 7)
     with pytest.raises(ValueError, match=r"schedule\.inference_seconds"):
         changed(config, {"clock": "virtual"}, None)
