@@ -30,7 +30,7 @@ from fox.agents.realtime.transport import Padded, ThreadTransport, VirtualTransp
 from fox.agents.realtime.weights import WeightBuffers
 
 HEAD_SHARE = 0.1  # of a tick, left to the head at the due tick
-MEASURED = 20  # inferences before the first tick, to choose d and N
+COLD, MEASURED = 5, 20  # inferences before the first tick: those to warm up, those that are timed
 
 
 @dataclass(frozen=True)
@@ -174,15 +174,16 @@ class Agent:
         ring, clock = self.ring(1), WallClock(self.step_seconds)
         token = np.zeros((), self.dtype)
         seconds = []
-        for tick in range(self.config.policy.sees + MEASURED):
+        sees = self.config.policy.sees
+        for tick in range(sees + COLD + MEASURED):
             token["tick"], token["start"] = tick, tick == 0
             ring.publish(token)
-            if tick >= self.config.policy.sees:
+            if tick >= sees:
                 start = clock.now()
                 with torch.inference_mode():
                     worker.infer(Job(tick, 0, tick, tick + 1, 0), ring)
                 seconds.append(max(at_least, clock.now() - start))
-        return seconds
+        return seconds[COLD:]
 
 
 @contextmanager

@@ -209,6 +209,48 @@ def test_the_delay_follows_the_durations():
     assert interaction.dispatcher.counters.sources[Source.BETA_HOLE] == 2
 
 
+class Pins:
+    """Weights of which only the pins matter."""
+
+    def __init__(self):
+        self.released = []
+
+    def release(self, worker):
+        self.released.append(worker)
+
+
+def test_a_worker_that_hangs_is_replaced_and_costs_one_tick():
+    pins = Pins()
+    seconds = lambda job: (1000 if job.obs_tick == 4 else 2.5) * M  # noqa: E731
+    interaction, steps = play(60, seconds=seconds, weights=pins)
+    assert [step.tick for step in steps if step.source is not Source.POLICY] == [0, 1, 2, 7]
+    assert steps[7].source is Source.BETA_LATE
+    assert interaction.dispatcher.counters.killed == interaction.dispatcher.counters.lost == 1
+    assert pins.released == [4]  # whose turn it was at tick 4
+    assert interaction.transport.counters["Joined"] == 1
+
+
+class Hasty(VirtualClock):
+    """A clock that says of two ticks that the world did not wait for them."""
+
+    def wait(self, k):
+        return super().wait(k) or k in (10, 11)
+
+
+def test_a_tick_that_was_missed_runs_the_default_behaviour_and_is_seen_by_no_worker():
+    interaction, _ = play(0)
+    interaction.clock = Hasty(M)
+    steps = [interaction.tick() for _ in range(30)]
+    assert [step.tick for step in steps[3:] if step.source is not Source.POLICY] == [10, 11, 13, 14]
+    assert [steps[k].source for k in (13, 14)] == [Source.BETA_UNDISPATCHED] * 2
+    for step, (_, committed, _) in zip(
+        [step for step in steps if step.source is Source.POLICY],
+        interaction.head.calls,
+        strict=True,
+    ):
+        assert committed.tolist() == [step.action for step in steps[step.tick - 3 : step.tick]]
+
+
 def test_runs_of_equal_seeds_are_equal_and_others_are_not():
     def trace(seed):
         explore = Exploration(n_actions=1000, seed=seed, first=0.5, last=0.5)
