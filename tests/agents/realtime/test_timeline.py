@@ -38,22 +38,27 @@ class Still:
         return 0
 
 
-@pytest.fixture(scope="module")
-def played():
+def play(late="drop", usual=2.5):
+    """A recorder after some ticks of inferences of `usual` ticks, and the dispatcher."""
     env = CatchRT()
     ring = ObservationRing(token_dtype(env.features()), D, 1, shared=False)
     seconds = {LATE: 4.5 * M, KILLED: 100 * M}
     recorder = Recorder(
-        VirtualTransport(Blind, ring, lambda job: seconds.get(job.obs_tick, 2.5 * M))
+        VirtualTransport(Blind, ring, lambda job: seconds.get(job.obs_tick, usual * M))
     )
     recorder.start(range(WORKERS))
     behaviour = beta("noop", n_actions=3, noop=0, seed=0)
-    dispatcher, clock = TickDispatcher(range(WORKERS), D), VirtualClock(M)
+    dispatcher, clock = TickDispatcher(range(WORKERS), D, late=late), VirtualClock(M)
     interaction = Interaction(env, Still(), dispatcher, clock, recorder, ring, behaviour=behaviour)
     for _ in range(TICKS):
         step = interaction.tick()
         recorder.add_tick(step, clock.now())
     return recorder, dispatcher
+
+
+@pytest.fixture(scope="module")
+def played():
+    return play()
 
 
 def test_each_job_is_one_inference_with_its_fate(played):
@@ -70,6 +75,13 @@ def test_each_job_is_one_inference_with_its_fate(played):
     counters = dispatcher.counters
     assert (counters.late, counters.lost) == (1, 1)
     assert counters.applied == list(fates.values()).count("executed")
+
+
+def test_a_late_inference_leads_to_the_tick_that_executed_it_after_all():
+    inferences = play("newest", usual=4.5)[0].inferences()
+    late = [(job.job.obs_tick, job.tick) for job in inferences if job.fate == "executed"]
+    assert len(late) > 10
+    assert all(tick == obs_tick + 5 for obs_tick, tick in late)
 
 
 def test_an_inference_lasts_from_its_tick_for_its_duration_and_a_lost_one_until_its_loss(played):
