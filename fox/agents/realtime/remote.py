@@ -28,9 +28,10 @@ OBJECT_STORE = 128 << 20  # bytes, of a Ray that is started here
 class RayTransport:
     """An actor for each worker, on whatever hosts the connected Ray has.
 
-    Without a connection, start() starts a Ray on this host, without dashboard, and close() ends it.
-    An actor that dies without a job is noticed at its next job, which is lost. Times are those of
-    the calls of poll(), since clocks of hosts differ; only `seconds` is the worker's own.
+    Each actor takes one of Ray's CPUs; start() waits until they are free. Without a connection it
+    starts a Ray on this host, without dashboard, which close() ends. An actor that dies without a
+    job is noticed at its next job, which is lost. Times are those of the calls of poll(), since
+    clocks of hosts differ; only `seconds` is the worker's own.
 
     Args:
         factory: makes the workers, each in its own actor: picklable, with what it holds.
