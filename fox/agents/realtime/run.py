@@ -31,7 +31,7 @@ EVALUATION = 1_000_000  # added to a run's seed: other episodes than those that 
 FREE = {"run.folder", "run.ticks", "run.evaluation_ticks", "run.report_ticks"}
 FREE |= {"run.checkpoint_ticks", "schedule.workers", "schedule.transport"}
 COLUMNS = (
-    *("tick", "seconds", "fps", "overruns", "skipped", "epsilon"),
+    *("tick", "seconds", "fps", "overruns", "dropped", "skipped", "epsilon"),
     *("return", "gains", "losses", "episodes", "coverage", "delay_ticks", "weight_age", "gap_cv"),
     *(name.lower() for name in BETAS),
     *("updates", "loss", "q", "td_error", "grad_norm", "trained"),
@@ -140,8 +140,8 @@ def evaluate(
             every tick.
 
     Returns:
-        ticks, version, delay and workers, the row of Meter over all ticks, fps, overruns, and the
-        scheduler's counters.
+        ticks, version, workers, the row of Meter over all ticks, fps, overruns, the transport's
+        counters (events) and the scheduler's.
 
     Raises:
         Stopped: `asked` said so.
@@ -151,6 +151,7 @@ def evaluate(
     weights.publish(flat, version)
     meter, part = Meter(agent.step_seconds), Meter(agent.step_seconds)
     with playing(agent, weights, d, place=Place(episode=EVALUATION)) as interaction:
+        events = interaction.transport.counters
         look = watch(interaction)
         start = time.perf_counter()
         for tick in range(1, ticks + 1):
@@ -172,6 +173,7 @@ def evaluate(
         **meter.row(),
         "fps": ticks / seconds,
         "overruns": interaction.clock.overruns,
+        "events": dict(events),
         "counters": counters,
     }
 
@@ -203,6 +205,7 @@ def _play_and_learn(
                     "seconds": k * agent.step_seconds,
                     "fps": meter.ticks / (now - since),
                     "overruns": interaction.clock.overruns,
+                    "dropped": interaction.transport.counters["Overwritten"],
                     "skipped": weights.skipped,
                     "epsilon": exploration.epsilon(k),
                     **meter.row(),

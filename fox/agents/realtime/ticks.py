@@ -5,6 +5,7 @@ o_k is the state at t_k before action a_k; a_k yields reward r_k and o_{k+1}; d 
 in ticks; F is the number of features that an inference delivers.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -151,7 +152,13 @@ WorkerFactory = Callable[[int], InferenceWorker]
 class Transport(Protocol):
     """Carries jobs to workers and results back; never blocks (but the inline one, which is asked
     to).
+
+    Attributes:
+        counters: how many events were handed out, by the name of their class; and "Overwritten",
+            jobs whose tokens were gone.
     """
+
+    counters: Counter[str]
 
     def start(self, workers: "range | list[int]") -> None:
         """Starts the workers; returns when all are ready."""

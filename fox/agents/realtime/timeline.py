@@ -71,7 +71,7 @@ class Recorder:
     """
 
     def __init__(self, transport: Transport) -> None:
-        self.transport = transport
+        self.transport, self.counters = transport, transport.counters
         self.steps: list[Step] = []
         self.times: list[float] = []
         self._held: dict[int, tuple[Job, float]] = {}  # by worker, with the time of sending

@@ -257,7 +257,8 @@ def _report(
         }
         write_json(folder / "comparison.json", facts)
         rows = [
-            {"agent": name} | {key: value for key, value in result.items() if key != "counters"}
+            {"agent": name}
+            | {key: value for key, value in result.items() if not isinstance(value, dict)}
             for name, result in results.items()
         ]
         write_csv(folder / "comparison.csv", rows)
