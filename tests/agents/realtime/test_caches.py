@@ -11,17 +11,24 @@ import torch
 from torch.nn.utils import parameters_to_vector
 
 from fox.agents.realtime import wavefront
+from fox.agents.realtime.agent import GreedyHead
+from fox.agents.realtime.behaviour import beta
 from fox.agents.realtime.caches import LONGEST, policy_workers
+from fox.agents.realtime.clock import VirtualClock
+from fox.agents.realtime.envs.catch import CatchRT
+from fox.agents.realtime.loop import Interaction
 from fox.agents.realtime.policy import PolicyConfig, RealtimePolicy, batch_of
 from fox.agents.realtime.processes import ProcessTransport
 from fox.agents.realtime.rings import ObservationRing, Overwritten
-from fox.agents.realtime.ticks import Done, Job, Joined, token_dtype
+from fox.agents.realtime.scheduler import TickDispatcher
+from fox.agents.realtime.ticks import Done, Job, Joined, Source, token_dtype
+from fox.agents.realtime.transport import VirtualTransport
 from fox.agents.realtime.wavefront import KeyRing
 from fox.agents.realtime.weights import WeightBuffers
 
 SMALL = PolicyConfig(hidden_size=32, num_hidden_layers=3, num_heads=4, window=16, history=64)
-TOKEN = token_dtype(np.zeros(5, np.float32))
-POLICY = ((5,), np.dtype(np.float32), 3)
+TOKEN = token_dtype(np.zeros(4, np.float32))
+POLICY = ((4,), np.dtype(np.float32), 3)
 TICKS = 60
 STARTS = (0, 17, 41)
 
@@ -48,7 +55,7 @@ def random_tokens(ticks=TICKS):
     random = np.random.default_rng(0)
     tokens = np.zeros(ticks, TOKEN)
     tokens["tick"] = np.arange(ticks)
-    tokens["obs"] = random.normal(size=(ticks, 5))
+    tokens["obs"] = random.normal(size=(ticks, 4))
     tokens["action"], tokens["source"] = random.integers(3, size=(2, ticks))
     tokens["reward"] = random.normal(size=ticks)
     tokens["start"][list(STARTS)] = True
@@ -383,6 +390,37 @@ def test_a_cache_of_unbounded_keys_is_filled_anew_before_it_grows_for_ever():
         worker.infer(job(k), ring)
         lengths.append(worker.trunk.cache.length)
     assert max(lengths) <= 2 * LONGEST
+
+
+def played(cache, policy, ticks=170):
+    """The actions of a policy on CatchRT with 9 workers, some of whose jobs come too late."""
+    env = CatchRT(lives=1)
+    weights = WeightBuffers(len(flat_of(policy)), 9, False)
+    weights.publish(flat_of(policy), 0)
+    config = config_of(policy.config.block, cache, window=400, history=400)
+    factory = policy_workers(config, *POLICY, weights)
+    head = GreedyHead(policy, weights)
+    dispatcher, clock = TickDispatcher(range(9), 7), VirtualClock(1 / 64)
+    ring = ObservationRing(token_dtype(env.reset(0)), 7, 400, False)
+
+    def seconds(job):
+        return 9.5 / 64 if job.id % 11 == 0 else 6 / 64
+
+    transport = VirtualTransport(factory, ring, seconds)
+    transport.start(range(9))
+    behaviour = beta("repeat", n_actions=env.n_actions, noop=env.noop, seed=0)
+    interaction = Interaction(env, head, dispatcher, clock, transport, ring, behaviour=behaviour)
+    steps = [interaction.tick() for _ in range(ticks)]
+    assert {step.source for step in steps} >= {Source.POLICY, Source.BETA_LATE}
+    assert steps[-1].episode >= 1
+    return [step.action for step in steps]
+
+
+def test_all_cache_modes_play_the_same_game():
+    policy = random_policy(config_of("pro", "window"))
+    games = [played(cache, policy) for cache in ("window", "catchup", "wavefront")]
+    assert len(set(games[0])) == 3
+    assert games[0] == games[1] == games[2]
 
 
 def test_wavefronts_are_refused_where_they_cannot_be():
