@@ -181,12 +181,12 @@ def evaluate(
 def _play_and_learn(
     agent: Agent, replay: Replay, folder: Path, tell: Tell, asked: Callable[[], bool]
 ) -> None:
-    run, explore = agent.config.run, agent.config.exploration
+    run = agent.config.run
     d, workers = agent.size()
     virtual = agent.config.schedule.clock == "virtual"
     weights = WeightBuffers(len(agent.weights), workers, shared=not virtual)
     teacher: Teacher = (InlineTeacher if virtual else ProcessTeacher)(agent, weights, folder)
-    exploration = Exploration(agent.n_actions, run.seed, **asdict(explore))
+    exploration = _exploration(agent)
     place, meter = _place(folder, replay.count), Meter(agent.step_seconds)
     begun = playing(agent, weights, d, exploration=exploration, replay=replay, place=place)
     with (
@@ -249,8 +249,14 @@ def _check(agent: Agent) -> None:
                 f"a learner's sequence has {needed} ticks (burn_in + train + n_step + delay), but "
                 f"run.{name} is {getattr(config.run, name)}: raise it"
             )
+    _exploration(agent)
     if config.schedule.clock == "wall":
         check_head(agent.policy(), agent.step_seconds)
+
+
+def _exploration(agent: Agent) -> Exploration:
+    config = agent.config
+    return Exploration(agent.n_actions, config.run.seed, **asdict(config.exploration))
 
 
 def _opened(agent: Agent, folder: Path) -> Replay:

@@ -185,6 +185,7 @@ def test_a_folder_with_another_run_is_refused(finished):
         ({"run": {"warmup_ticks": 20}}, r"has 23 ticks .* run.warmup_ticks is 20: raise it"),
         ({"run": {"replay_ticks": 20}}, r"has 23 ticks .* run.replay_ticks is 20: raise it"),
         ({"schedule": {"delay_ticks": 9}}, r"would be 9 ticks old, but .* policy.d_max = 8"),
+        ({"exploration": {"first": 2.0}}, "epsilon is a probability"),
         ({"schedule": {"beta": "nop"}}, r"must be noop, repeat, random or .* but got 'nop'"),
     ],
 )
