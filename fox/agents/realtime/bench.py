@@ -59,9 +59,8 @@ def bench(
 ) -> None:
     """What a tick, a job and an inference cost here, and how many workers a policy needs.
 
-    Each time is the median of several, with nothing else running beside. Workers that share cores,
-    memory or a GPU slow each other down, so N workers on fewer cores do not keep up. Writes
-    bench.json, policies.csv and bench.png.
+    Let nothing else run beside it. Workers that share cores, memory or a GPU slow each other down,
+    so N workers on fewer cores do not keep up. Writes bench.json, policies.csv and bench.png.
 
     Args:
         output: folder for the files.
