@@ -287,7 +287,10 @@ def draw(table: Table, path: Path, balls: int) -> None:
     for axes, family in zip(panels, families, strict=True):
         sizes = [size for size in table.sizes if size[0] == family]
         plain_axes(axes, f"As slow as {family}", SIZE_LABEL, "return per ball")
-        axes.set_xscale("log")
+        _size_axis(axes)
+        for size in sizes:
+            d = round(table.values(size, "staggered, late head", "d")[0])
+            axes.annotate(f"d = {d}", (size[1], -1.0), ha="center", fontsize=8, color=FAINT)
         for colour, agent in zip(PALETTE, AGENTS, strict=False):
             x = [millions for _, millions in sizes]
             found = [interval(table.values(size, agent)) for size in sizes]
@@ -319,17 +322,28 @@ def _draw_cost(axes: "Axes", table: Table) -> None:
             name = f"{agent.partition(',')[0]}, {family.partition(',')[0]}"
             x = [millions for _, millions in sizes]
             axes.plot(x, seconds, style, color=colour, marker="o", markersize=4, label=name)
-    axes.set_xscale("log")
+    _size_axis(axes)
     axes.set_yscale("log")
-    axes.legend(frameon=False, fontsize=8)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.legend(frameon=False, fontsize=8, handlelength=3.5)
+
+
+def _size_axis(axes: "Axes") -> None:
+    axes.set_xscale("log")
+    axes.set_xlim(0.6, 160)
+    axes.xaxis.set_major_formatter("{x:g}")
 
 
 def experiment(
     sizes: tuple[Size, ...], settings: Settings, work: Path, folder: Path, jobs: int
 ) -> bool:
     """Runs what is not done yet, writes size.json and size.png; whether all lines have passed."""
-    started = time.perf_counter()
-    rows = run_all(sizes, settings, work, jobs)
+    clock = work / "seconds.json"
+    started = time.perf_counter() - (read_json(clock) if clock.is_file() else 0.0)
+    try:
+        rows = run_all(sizes, settings, work, jobs)
+    finally:  # a run that was stopped adds up the time of its calls
+        write_json(clock, time.perf_counter() - started)
     table = Table(rows)
     passed = record(
         "size",

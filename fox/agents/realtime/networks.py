@@ -147,31 +147,38 @@ class Impala(nn.Module):
 class LateHead(nn.Module):
     """Q values from old features and everything that was done since.
 
-    q = out(relu(hidden(h_k + sum_{j < d} E[j, a_{k+j}] + fresh(o_{k+d}))))
+    q = out(relu(hidden(relu(into(h_k) + sum_{j < d} E[j, a_{k+j}] + fresh(o_{k+d})))))
 
     The trunk's h_k is d ticks old when its action is due; by then all actions on the way are
     known, so this small network looks at them at the due tick.
 
     Args:
         features: F.
+        width: of its two hidden layers.
         n_actions: A.
         d_max: the largest delay.
         fresh_shape: of an observation, if the head also looks at the newest; else None.
     """
 
     def __init__(
-        self, features: int, n_actions: int, d_max: int, fresh_shape: tuple[int, ...] | None
+        self,
+        features: int,
+        width: int,
+        n_actions: int,
+        d_max: int,
+        fresh_shape: tuple[int, ...] | None,
     ) -> None:
         super().__init__()
         self.n_actions, self.d_max = n_actions, d_max
-        self.committed = nn.Embedding(d_max * n_actions + 1, features)
+        self.into = nn.Linear(features, width)
+        self.committed = nn.Embedding(d_max * n_actions + 1, width)
         # A sum of d rows of order 1 would drown h.
-        nn.init.normal_(self.committed.weight, std=0.1)
-        self.hidden = nn.Linear(features, features)
-        self.out = nn.Linear(features, n_actions)
+        nn.init.normal_(self.committed.weight, std=0.02)
+        self.hidden = nn.Linear(width, width)
+        self.out = nn.Linear(width, n_actions)
         self.fresh: nn.Module | None = None
         if fresh_shape is not None:
-            self.fresh = observation_encoder(fresh_shape, features, 8)
+            self.fresh = observation_encoder(fresh_shape, width, 8)
 
     def forward(self, h: Tensor, committed: Tensor, fresh: Tensor | None = None) -> Tensor:
         """(B, F), (B, n <= d_max) actions or -1, observations (B, ...) -> (B, A)."""
@@ -188,7 +195,7 @@ class LateHead(nn.Module):
         place = torch.arange(n, device=committed.device) * self.n_actions + committed
         place = place.masked_fill(committed < 0, nothing)
         weight = self.committed.weight
-        x = h + F.embedding_bag(place, weight, mode="sum", padding_idx=nothing)
+        x = self.into(h) + F.embedding_bag(place, weight, mode="sum", padding_idx=nothing)
         if self.fresh is not None:
             x = x + self.fresh(fresh)
-        return self.out(F.relu(self.hidden(x)))
+        return self.out(F.relu(self.hidden(F.relu(x))))

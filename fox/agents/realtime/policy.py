@@ -39,7 +39,8 @@ class PolicyConfig:
         version_lag: how many weight versions the oldest key of a cache may be behind; beyond it
             "catchup" refills, and "wavefront" sees the newer keys only.
         head: "late" (looks at the actions since the observation) or "plain" (one linear layer).
-        d_max: the largest delay that the late head knows, in ticks.
+        head_size: width of the late head.
+        d_max: the largest delay that it knows, in ticks.
         fresh: the late head also looks at the newest observation, by a small network.
         init_from: a checkpoint folder of ours whose trunk the policy starts from; its sizes must
             be those above, and its block is taken as it is.
@@ -60,6 +61,7 @@ class PolicyConfig:
     history: int = 256
     version_lag: int = 1000
     head: Literal["late", "plain"] = "late"
+    head_size: int = 128
     d_max: int = 128
     fresh: bool = False
     init_from: str | None = None
@@ -146,7 +148,7 @@ class RealtimePolicy(nn.Module):
             self.q_head = nn.Linear(self.features, n_actions)
         else:
             fresh = self.observation_shape if config.fresh else None
-            self.q_head = LateHead(self.features, n_actions, config.d_max, fresh)
+            self.q_head = LateHead(self.features, config.head_size, n_actions, config.d_max, fresh)
 
     def encode(self, tokens: dict[str, Tensor]) -> Tensor:
         """Tokens (B, T) as batch_of makes them -> (B, T, C)."""

@@ -90,9 +90,10 @@ def test_an_impala_policy_sees_the_last_frame_only():
 def test_the_late_head_adds_an_embedding_of_each_committed_action_at_its_place():
     policy = policy_of()
     h, committed = torch.randn(2, 32), torch.tensor([[2, 0, 1, -1], [1, -1, -1, -1]])
-    table = policy.q_head.committed.weight[:-1].view(8, 3, 32)
+    table = policy.q_head.committed.weight[:-1].view(8, 3, 128)
     summed = torch.stack([table[0, 2] + table[1, 0] + table[2, 1], table[0, 1]])
-    wanted = policy.q_head.out(torch.relu(policy.q_head.hidden(h + summed)))
+    head = policy.q_head
+    wanted = head.out(head.hidden((head.into(h) + summed).relu()).relu())
     torch.testing.assert_close(policy.head(h, committed), wanted)
     none = torch.full((2, 8), -1)
     torch.testing.assert_close(policy.head(h, none), policy.head(h, none[:, :1]))
