@@ -78,7 +78,6 @@ def config(kind: Kind, seed: int, ticks: int, folder: Path) -> RunConfig:
             learning_rate=1e-3,
             target_every=1,
             target_rate=0.005,
-            double=True,
         ),
         exploration=ExplorationConfig(first=1.0, last=0.05, decay_ticks=length // 2, hold_ticks=32),
         run=RunSettings(
@@ -188,7 +187,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--runs", type=Path, default=Path("runs/realtime-learning"))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--ticks", type=int, default=28_800)
+    parser.add_argument("--ticks", type=int, default=18_000)
     options = parser.parse_args()
     started = time.perf_counter()
     runs = learn_all(range(options.seeds), options.ticks, options.runs)
