@@ -29,7 +29,7 @@ from fox.agents.realtime.envs.catch import CatchRT
 from fox.agents.realtime.envs.config import EnvConfig
 from fox.agents.realtime.learner import LearnerConfig
 from fox.agents.realtime.policy import PolicyConfig
-from fox.agents.realtime.run import run_agent
+from fox.agents.realtime.run import read_table, run_agent
 from fox.figures import FOX, INK, TRANSFORMER, new_figure, plain_axes, save_figure
 
 D = 25  # ticks
@@ -99,10 +99,9 @@ def learn(name: str, seed: int, ticks: int, runs: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     kind = KINDS[name]
     folder = runs / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
-    curve: list[dict[str, Any]] = []
     ours = config(kind, seed, ticks, folder)
     started = time.process_time()
-    result = run_agent(ours, curve.append, lambda: False)
+    result = run_agent(ours, lambda row: None, lambda: False)
     return {
         "kind": name,
         "seed": seed,
@@ -116,9 +115,8 @@ def learn(name: str, seed: int, ticks: int, runs: Path) -> dict[str, Any]:
         "inference_core_seconds": ours.run.ticks * result["coverage"] * D * STEP_SECONDS,
         "seconds": round(time.process_time() - started, 1),
         "curve": [
-            {"tick": row["tick"], "catch_rate": row["gains"] / max(row["gains"] + row["losses"], 1)}
-            for row in curve
-            if "tick" in row
+            {"tick": row["tick"], "catch_rate": row["gains"] / (row["gains"] + row["losses"])}
+            for row in read_table(folder / "metrics.csv")
         ],
     }
 
