@@ -1,4 +1,4 @@
-"""The learning experiment: all agents are alike but for how they interact, and claims have bounds."""
+"""The learning experiment: agents are alike but for how they interact; claims have bounds."""
 
 from dataclasses import replace
 from pathlib import Path
