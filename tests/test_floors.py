@@ -67,6 +67,12 @@ def test_no_module_imports_from_a_higher_floor(package, file):
 
 
 @pytest.mark.parametrize(("package", "file"), files())
+def test_nothing_but_agents_imports_agents(package, file):
+    if ROOT / "fox" / "agents" not in file.parents:
+        assert not any(name.startswith("fox.agents") for name, _ in imports(file))
+
+
+@pytest.mark.parametrize(("package", "file"), files())
 def test_optional_packages_are_imported_where_they_are_used(package, file):
     top = {name.split(".")[0] for name, at_module_level in imports(file) if at_module_level}
     allowed = {"triton"} if ROOT / "kernels" / "flash" in file.parents else set()
