@@ -5,8 +5,8 @@ an action lands 25 ticks after its observation. All agents are the same small Fo
 deep Q-learning with the same number of updates in the background, which cost no time of the world,
 and are evaluated alike. "staggered" has 25 workers. "sequential" has one, whose default behaviour
 is noop or to repeat the last action, and its targets reach to its next decision. "at equal
-core-seconds" plays 13 times longer: one worker and one learner, two cores, are then busy for as
-long as the 25 workers and the learner of the staggered agent, 26 cores.
+core-seconds" plays 25 times longer: its one worker is then busy for as long as the 25 workers of
+the staggered agent are together, and its learner makes as many updates.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from fox.figures import FOX, INK, TRANSFORMER, new_figure, plain_axes, save_figu
 
 D = 25  # ticks
 STEP_SECONDS = 1 / CatchRT.fps
-LONGER = (D + 1) // 2  # cores of the staggered agent, over those of a sequential one
+LONGER = D  # workers of the staggered agent, all busy, over the one of a sequential agent
 # Student's t, two-sided 95 %, by degrees of freedom.
 T95 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
@@ -65,6 +65,7 @@ def config(kind: Kind, seed: int, ticks: int, folder: Path) -> RunConfig:
         policy=PolicyConfig(hidden_size=32, num_hidden_layers=1, num_heads=2, window=16, d_max=D),
         schedule=ScheduleConfig(
             interaction=kind.interaction,
+            workers=D if kind.interaction == "staggered" else 1,
             clock="virtual",
             beta=kind.beta,
             inference_seconds=(D - 0.01) * STEP_SECONDS,

@@ -51,14 +51,15 @@ def test_agents_of_all_kinds_are_of_one_size_and_update_equally_often(learning, 
         )
         run = config.run
         assert (run.ticks - run.warmup_ticks) * run.updates_per_tick == pytest.approx(4250)
-        assert replace(config.schedule, interaction="staggered", beta="noop") == first.schedule
+        alike = {"interaction": "staggered", "beta": "noop", "workers": learning.D}
+        assert replace(config.schedule, **alike) == first.schedule
 
 
-def test_cores_times_ticks_are_equal_at_equal_core_seconds(learning):
-    workers = {"staggered": learning.D, "sequential": 1}
-    spent = {
-        name: (workers[kind.interaction] + 1) * kind.longer for name, kind in learning.KINDS.items()
+def test_workers_times_ticks_are_equal_at_equal_core_seconds(learning, tmp_path):
+    configs = {
+        name: learning.config(kind, 0, 18_000, tmp_path) for name, kind in learning.KINDS.items()
     }
+    spent = {name: one.schedule.workers * one.run.ticks for name, one in configs.items()}
     equal = {cost for name, cost in spent.items() if "equal" in name}
     assert equal == {spent["staggered"]}
 
