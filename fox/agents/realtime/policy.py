@@ -34,7 +34,8 @@ class PolicyConfig:
         cache: what a worker keeps: "window" (nothing: it reads the last `window` tokens again),
             "catchup" (its own cache, which takes in all ticks since its last job), "wavefront"
             (one cache that all workers share).
-        window: ticks that mode "window" and the learner's trunk see.
+        window: ticks that mode "window" sees; a learner's decisions see learner.burn_in ticks or
+            more before their own.
         history: ticks that the caches are refilled from after a loss, and that "wavefront" sees.
         version_lag: how many weight versions the oldest key of a cache may be behind; beyond it
             "catchup" refills, and "wavefront" sees the newer keys only.
