@@ -17,10 +17,11 @@ def learning():
         yield learning
 
 
-def runs_of(learning, rates):
+def runs_of(learning, rates, seconds=100):
     """Runs of every kind: rates of the staggered agent by seed, the others always catch half."""
     return [
         {"kind": name, "seed": seed, "catch_rate": rate if name == "staggered" else 0.5}
+        | {"seconds": seconds}
         | {"curve": [{"tick": 1, "catch_rate": 0.1}, {"tick": 2, "catch_rate": 0.2}]}
         for name in learning.KINDS
         for seed, rate in enumerate(rates)
@@ -35,9 +36,16 @@ def test_an_interval_is_students(learning):
 def test_a_win_needs_an_interval_above_nothing(learning):
     sure = learning.acceptance(runs_of(learning, (0.8, 0.82, 0.81)))
     unsure = learning.acceptance(runs_of(learning, (0.9, 0.8, 0.45)))
-    assert len(sure) == len(learning.KINDS) - 1
+    assert len(sure) == len(learning.KINDS)
     assert all(line.passed for line in sure)
-    assert not any(line.passed for line in unsure)
+    assert not any(line.passed for line in unsure[:-1])
+
+
+def test_all_agents_together_have_20_minutes_of_two_cores(learning):
+    number = 3 * len(learning.KINDS)
+    for seconds, enough in ((2400 / number, True), (2460 / number, False)):
+        *_, last = learning.acceptance(runs_of(learning, (0.8, 0.82, 0.81), seconds))
+        assert last.passed is enough
 
 
 def test_agents_of_all_kinds_are_of_one_size_and_update_equally_often(learning, tmp_path):
