@@ -15,8 +15,9 @@ import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 
@@ -151,7 +152,7 @@ class ProcessTransport:
             target=_work, args=arguments, name=f"worker-{worker}", daemon=True
         )
         try:
-            with self._starting:
+            with self._starting, spared_ctrl_c():
                 process.start()
         except BaseException:
             ours.close()
@@ -236,6 +237,20 @@ class ProcessTransport:
             self._started.put(WorkerError(f"worker {worker} could not be started: {error!r}"))
 
 
+@contextmanager
+def spared_ctrl_c() -> Iterator[None]:
+    """Processes that are started inside never get Ctrl-C, which a terminal sends to all.
+
+    The signal is blocked before they exist: while they import, nothing of theirs could ignore it.
+    """
+    resource_tracker.ensure_running()  # it is started with the first process, and unblocks
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _work(
     number: int,
     factory: WorkerFactory,
@@ -244,7 +259,6 @@ def _work(
     pipe: Connection,
 ) -> None:
     """What a worker's process does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the dispatcher decides
     threading.Thread(target=_end_with_dispatcher, daemon=True).start()
     torch.set_num_threads(1)
     try:

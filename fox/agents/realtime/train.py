@@ -33,6 +33,7 @@ from fox.agents.realtime.envs.config import EnvConfig
 from fox.agents.realtime.learner import LearnerConfig
 from fox.agents.realtime.plots import draw_learning
 from fox.agents.realtime.policy import PolicyConfig
+from fox.agents.realtime.processes import spared_ctrl_c
 from fox.agents.realtime.run import Stopped, read_table, run_agent
 from fox.files import write_csv, write_json
 
@@ -176,7 +177,8 @@ def _side_by_side(configs: Mapping[str, RunConfig], board: Board) -> dict[str, d
     agents: dict[Any, str] = {}  # those that run, by their connections
     for name, config in configs.items():
         connection, theirs = context.Pipe()
-        context.Process(target=_child, args=(config, theirs), name=name).start()
+        with spared_ctrl_c():
+            context.Process(target=_child, args=(config, theirs), name=name).start()
         theirs.close()
         agents[connection] = name
     results: dict[str, dict[str, Any]] = {}
@@ -222,7 +224,6 @@ def _received(connection: Any) -> Any:
 
 def _child(config: RunConfig, connection: Connection) -> None:
     """What an agent's process does; it stops when its parent says so, or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     message: Any
     try:
         message = run_agent(config, lambda row: connection.send(Row(row)), connection.poll)

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import signal
 import traceback
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from fox.agents.realtime.agent import Agent
 from fox.agents.realtime.config import RunConfig
 from fox.agents.realtime.learner import Learner
+from fox.agents.realtime.processes import spared_ctrl_c
 from fox.agents.realtime.replay import Replay
 from fox.agents.realtime.weights import WeightBuffers
 from fox.files import whole_file
@@ -117,7 +117,8 @@ class ProcessTeacher:
         self._connection, theirs = context.Pipe()
         arguments = (agent.config, weights, folder, theirs)
         self._process = context.Process(target=_learn, args=arguments, daemon=True)
-        self._process.start()
+        with spared_ctrl_c():
+            self._process.start()
         theirs.close()
         self._receive()  # the first weights are published
 
@@ -159,7 +160,6 @@ def checkpoint_path(folder: Path) -> Path:
 
 def _learn(config: RunConfig, weights: WeightBuffers, folder: Path, connection: Connection) -> None:
     """What the learner's process does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the actor says when to stop
     os.nice(NICENESS)
     torch.set_num_threads(1)
     try:

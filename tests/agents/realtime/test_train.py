@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +95,19 @@ def test_ctrl_c_leaves_a_run_that_the_same_command_ends(folder, capsys, monkeypa
     assert Path("run/learning.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_agents_are_trained_side_by_side_and_compared(folder, capsys):
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Every process gets Ctrl-C as soon as there is one, as from a terminal while it imports."""
+    start = BaseProcess.start
+
+    def start_and_interrupt(process):
+        start(process)
+        os.kill(process.pid, signal.SIGINT)
+
+    monkeypatch.setattr(BaseProcess, "start", start_and_interrupt)
+
+
+def test_agents_are_trained_side_by_side_and_compared(folder, capsys, interrupted):
     main(["train", "--config", "tiny.yaml", "--interactions", "[staggered, sequential]"])
     comparison = json.loads(Path("run/comparison.json").read_text())
     assert list(comparison["agents"]) == ["staggered", "sequential"]
@@ -132,7 +145,7 @@ def is_alive(process):
     return path.exists() and path.read_text().split(") ")[1][0] != "Z"
 
 
-def test_a_run_on_a_wall_clock_that_is_killed_ends_its_learner_and_goes_on(folder):
+def test_a_run_on_a_wall_clock_that_is_killed_ends_its_learner_and_goes_on(folder, interrupted):
     command = [str(Path(sys.executable).parent / "fox-realtime"), "train", "--config", "tiny.yaml"]
     command += [*WALL, "--run.ticks", "100000"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
