@@ -131,9 +131,10 @@ class Agent:
             return VirtualClock(self.step_seconds)
         return WallClock(self.step_seconds, overrun=schedule.overrun)
 
-    def ring(self, d: int) -> ObservationRing:
-        """For all that workers may ask for."""
-        return ObservationRing(self.dtype, d, self.config.policy.sees, self.config.schedule.shares)
+    def ring(self, d: int, history: int = 0) -> ObservationRing:
+        """For all that workers may ask for, and at least `history` ticks."""
+        history = max(self.config.policy.sees, history)
+        return ObservationRing(self.dtype, d, history, self.config.schedule.shares)
 
     def size(self) -> tuple[int, int]:
         """d and N: as configured, else as the durations of inference on this machine ask for.
@@ -209,7 +210,9 @@ def playing(
     config, place = agent.config, place or Place()
     schedule = config.schedule
     adapts = schedule.delay_ticks is None and schedule.clock == "wall"
-    d_max = config.policy.d_max if adapts else d
+    d_max = d
+    if adapts:  # a plain head knows every delay, and only the ring of observations ends
+        d_max = config.policy.d_max if config.policy.head == "late" else 2 * d
     env, clock, ring = config.env.make(), agent.clock(), agent.ring(d_max)
     transport = _transport(agent, agent.workers(weights, d), weights, ring, clock)
     kind = {"n_actions": env.n_actions, "noop": env.noop, "seed": config.run.seed}

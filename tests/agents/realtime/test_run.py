@@ -299,3 +299,14 @@ def test_delay_and_workers_follow_the_measured_durations():
     assert 5 <= workers <= 9
     fixed = Agent(tiny(Path("unused"), schedule={"delay_ticks": 3, "workers": 2}))
     assert fixed.size() == (3, 2)
+
+
+def test_a_plain_head_plays_at_any_measured_delay():
+    plain = {"head": "plain", "d_max": 8}
+    slow = {"clock": "wall", "inference_seconds": 0.2, "workers": 1}
+    agent = Agent(tiny(Path("unused"), policy=plain, schedule=slow))
+    d, workers = agent.size()
+    weights = WeightBuffers(len(agent.weights), workers, shared=False)
+    weights.publish(agent.weights, 0)
+    with playing(agent, weights, d) as interaction:
+        assert interaction.tick().delay == d > 8
