@@ -17,6 +17,7 @@ def make_gym(
 
     Raises:
         ModuleNotFoundError: gymnasium is not installed.
+        ValueError: it makes no such environment.
     """
     try:
         import gymnasium
@@ -24,7 +25,13 @@ def make_gym(
         raise ModuleNotFoundError(
             "gym environments need gymnasium: pip install 'fox-transformer[gym]'"
         ) from error
-    return GymEnv(gymnasium.make(identifier, render_mode="rgb_array"), noop, observation, fps)
+    try:
+        env = gymnasium.make(identifier, render_mode="rgb_array")
+    except gymnasium.error.Error as error:
+        raise ValueError(
+            f"expected the id of a Gymnasium environment, but got {identifier!r}: {error}"
+        ) from error
+    return GymEnv(env, noop, observation, fps)
 
 
 def _flattens(space: "gymnasium.Space") -> bool:

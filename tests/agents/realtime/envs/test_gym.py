@@ -127,6 +127,11 @@ def test_atari_games_are_sent_to_their_own_environment():
         make_gym("ALE/Boxing-v5", noop=0)
 
 
+def test_an_environment_that_gymnasium_does_not_know_is_refused():
+    with pytest.raises(ValueError, match="expected the id of a .* but got 'Cart-v1': Environment"):
+        make_gym("Cart-v1", noop=0)
+
+
 def test_a_missing_gymnasium_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'fox-transformer\[gym\]'"):
