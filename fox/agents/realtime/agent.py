@@ -213,7 +213,9 @@ def playing(
     d_max = d
     if adapts:  # a plain head knows every delay, and only the ring of observations ends
         d_max = config.policy.d_max if config.policy.head == "late" else 2 * d
-    env, clock, ring = config.env.make(), agent.clock(), agent.ring(d_max)
+    small = _small_policy(agent)
+    env, clock = config.env.make(), agent.clock()
+    ring = agent.ring(d_max, 0 if small is None else small[0].config.sees + small[1])
     transport = _transport(agent, agent.workers(weights, d), weights, ring, clock)
     kind = {"n_actions": env.n_actions, "noop": env.noop, "seed": config.run.seed}
     observation = env.reset(config.run.seed + place.episode)
@@ -221,7 +223,10 @@ def playing(
         env.set_state(place.world)
         observation = env.features() if config.env.observation == "features" else env.render84()
     try:
-        behaviour = _small_policy(agent, ring) or beta(schedule.beta, **kind)
+        if small is None:
+            behaviour = beta(schedule.beta, **kind)
+        else:
+            behaviour = SmallPolicy(*small, ring, agent.dtype, agent.step_seconds)
         transport.start(range(weights.workers))
         yield Interaction(
             env,
@@ -249,8 +254,8 @@ def _is_run(folder: Path) -> bool:
     return (folder / "config.json").is_file()
 
 
-def _small_policy(agent: Agent, ring: ObservationRing) -> SmallPolicy | None:
-    """The default behaviour, if it is another run's policy."""
+def _small_policy(agent: Agent) -> tuple[RealtimePolicy, int] | None:
+    """The policy and the delay of the run that is the default behaviour, if it is one."""
     folder = Path(agent.config.schedule.beta)
     if not _is_run(folder):
         return None
@@ -263,7 +268,7 @@ def _small_policy(agent: Agent, ring: ObservationRing) -> SmallPolicy | None:
     d, _ = other.size()
     policy = other.policy()
     load_flat(policy, flat)
-    return SmallPolicy(policy, d, ring, agent.dtype, agent.step_seconds)
+    return policy, d
 
 
 def _transport(

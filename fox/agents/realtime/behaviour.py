@@ -96,6 +96,8 @@ class SmallPolicy:
     def __call__(self, token: np.ndarray | np.void) -> int:
         """The action of the tick whose token this is."""
         k = int(token["tick"])
+        if token["start"]:  # of a resumed run, perhaps: nothing is published yet
+            return int(token["action"])
         tokens = np.append(self.rows.read(k + 1 - self.needed, k - 1), token)
         if tokens["start"][-self.d :].any():
             return int(token["action"])
