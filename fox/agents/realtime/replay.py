@@ -163,6 +163,10 @@ class Replay:
         """Rows that can be sampled."""
         return min(self.count, self.capacity - 1)
 
+    def newest(self, name: str) -> Any:
+        """A column's value in the row that was written last."""
+        return self._take(name, self.count - 1)
+
     def column(self, name: str) -> np.ndarray:
         """(count, ...) a column from the first row on, a view.
 

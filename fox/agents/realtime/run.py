@@ -69,29 +69,31 @@ def run_agent(config: RunConfig, tell: Tell, asked: Callable[[], bool]) -> dict[
     _check(agent)
     claim(folder, config)
     with closing(_opened(agent, folder)) as replay:
+        remove_leftovers(folder)
+        write_json(folder / "config.json", config.as_dict())  # what was free may be new
         if replay.count < config.run.ticks:
             _play_and_learn(agent, replay, folder, tell, asked)
         return _evaluated(agent, replay.count, folder, tell, asked)
 
 
 def claim(folder: Path, config: RunConfig) -> None:
-    """Writes config.json, or checks that the folder's run is this one.
+    """Writes config.json, or checks that the one that is there is of this run.
 
     Raises:
         ValueError: it is another.
     """
     path = folder / "config.json"
     ours = config.as_dict()
-    if path.is_file():
-        theirs = read_json(path)
-        for name, value in _flat(ours).items():
-            if name not in FREE and _flat(theirs).get(name) != value:
-                raise ValueError(
-                    f"{folder} holds a run with {name} = {_flat(theirs).get(name)}, but got "
-                    f"{value}: choose another run.folder, or remove this one"
-                )
-        remove_leftovers(folder)
-    write_json(path, ours)
+    if not path.is_file():
+        write_json(path, ours)
+        return
+    theirs = read_json(path)
+    for name, value in _flat(ours).items():
+        if name not in FREE and _flat(theirs).get(name) != value:
+            raise ValueError(
+                f"{folder} holds a run with {name} = {_flat(theirs).get(name)}, but got "
+                f"{value}: choose another run.folder, or remove this one"
+            )
 
 
 def read_run(folder: Path) -> tuple[RunConfig, np.ndarray, int]:
@@ -187,7 +189,7 @@ def _play_and_learn(
     weights = WeightBuffers(len(agent.weights), workers, shared=not virtual)
     teacher: Teacher = (InlineTeacher if virtual else ProcessTeacher)(agent, weights, folder)
     exploration = _exploration(agent)
-    place, meter = _place(folder, replay.count), Meter(agent.step_seconds)
+    place, meter = _place(folder, replay), Meter(agent.step_seconds)
     begun = playing(agent, weights, d, exploration=exploration, replay=replay, place=place)
     with (
         begun as interaction,
@@ -267,19 +269,19 @@ def _opened(agent: Agent, folder: Path) -> Replay:
 
 
 def _save_world(folder: Path, interaction: Interaction) -> None:
-    state = {"world": interaction.env.get_state(), "episode": interaction.episode}
+    state = {"world": interaction.env.get_state()}
     with whole_file(folder / "checkpoint" / "world.pt") as temporary:
         torch.save(state, temporary)
 
 
-def _place(folder: Path, tick: int) -> Place:
+def _place(folder: Path, replay: Replay) -> Place:
     """Where to go on: the log tells the tick; the world is that of the last checkpoint."""
+    if replay.count == 0:
+        return Place()
     path = folder / "checkpoint" / "world.pt"
-    if not path.is_file():
-        return Place(tick)
-    state = torch.load(path, weights_only=True)
+    world = torch.load(path, weights_only=True)["world"] if path.is_file() else None
     # Whatever was in flight is gone, so an episode begins, even where the world goes on.
-    return Place(tick, state["episode"] + 1, state["world"])
+    return Place(replay.count, int(replay.newest("episode")) + 1, world)
 
 
 @contextmanager

@@ -149,12 +149,34 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path):
         *range(6),
         *range(130, 136),
     ]
-    assert (rows["episode"][:TICKS] == np.where(np.arange(TICKS) < 130, 0, 2)).all()
+    assert (rows["episode"][:TICKS] == np.where(np.arange(TICKS) < 130, 0, 1)).all()
     assert rows["obs"][130][0] == pytest.approx((world["px"] - 76) / 68)
     assert rows["obs"][130][2] == pytest.approx((world["by"] - 80) / 64)
     assert evaluation["version"] == 36
     ticks = [row["tick"] for row in read_table(tmp_path / "metrics.csv")]
     assert ticks == list(range(40, TICKS + 1, 40))
+
+
+def test_a_killed_run_goes_on_in_an_episode_that_the_log_has_not_seen(tmp_path):
+    short = {"env": {"lives": 1}, "run": {"checkpoint_ticks": 1000}}
+    with pytest.raises(Stopped):
+        run(tiny(tmp_path, **short), after(230))
+    (tmp_path / "checkpoint" / "world.pt").unlink()  # killed before the first checkpoint
+    run(tiny(tmp_path, **short))
+    _, rows = columns(tmp_path)
+    starts = rows["start"][:TICKS].nonzero()[0]
+    assert 230 in starts
+    assert rows["episode"][starts].tolist() == list(range(len(starts)))
+
+
+def test_a_folder_whose_run_goes_on_keeps_its_configuration(finished):
+    folder, *_ = finished
+    before = (folder / "config.json").read_text()
+    replay = Replay.open(folder / "replay", write=True)
+    with pytest.raises(ValueError, match="has a writer already: end that process first"):
+        run(tiny(folder, run={"ticks": 900}))
+    replay.close()
+    assert (folder / "config.json").read_text() == before
 
 
 def test_a_longer_run_goes_on_and_is_evaluated_anew(tmp_path):
@@ -251,6 +273,17 @@ def test_another_runs_policy_can_be_the_default_behaviour(finished):
     assert (type(small), small.d) == (SmallPolicy, Agent(tiny(folder)).size()[0])
     learnt = parameters_to_vector(small.policy.parameters()).detach().numpy()
     np.testing.assert_array_equal(learnt, read_run(folder)[1])
+
+
+def test_a_run_whose_default_behaviour_looks_farther_back_plays_and_goes_on(finished, tmp_path):
+    folder, *_ = finished
+    beta = {"beta": str(folder), "fps": 2.0, "inference_seconds": 0.5, "interaction": "sequential"}
+    policy, ticks = {"window": 2}, {"ticks": 100, "evaluation_ticks": 20, "updates_per_tick": 0}
+    config = tiny(tmp_path, schedule=beta, policy=policy, run=ticks)
+    with pytest.raises(Stopped):
+        run(config, after(60))
+    run(config)
+    assert columns(tmp_path)[0] == 100
 
 
 def test_a_policy_for_another_world_is_no_default_behaviour(finished):
