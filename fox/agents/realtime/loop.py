@@ -136,6 +136,8 @@ class Interaction:
             self.transport.send(plan.dispatch, now)
         for job in plan.killed:
             self.transport.kill(job.worker)
+            # It would have taken longer still. Uncounted, d would never grow to what all jobs need.
+            self._adapt((plan.tick - job.obs_tick) * self.clock.step_seconds)
         return self._execute(plan, action, version)
 
     def _ingest(self, now: float) -> None:
@@ -156,7 +158,11 @@ class Interaction:
             self._results[done.job_id] = done
         elif outcome is Outcome.LATE and (self._late is None or done.job_id > self._late.job_id):
             self._late = done
-        if self.delay is not None and self.delay.add(done.seconds):
+        self._adapt(done.seconds)
+
+    def _adapt(self, seconds: float) -> None:
+        """Takes the duration of an inference into account, if d follows them."""
+        if self.delay is not None and self.delay.add(seconds):
             self.dispatcher.set_delay(self.delay.d)
 
     def _choose(self, plan: TickPlan) -> tuple[int, int]:

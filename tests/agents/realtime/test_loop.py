@@ -209,6 +209,15 @@ def test_the_delay_follows_the_durations():
     assert interaction.dispatcher.counters.sources[Source.BETA_HOLE] == 2
 
 
+def test_the_delay_grows_even_where_the_watchdog_ends_every_inference():
+    delay = DelayController(1, M, d_max=8)
+    slow = lambda job: (0.5 if job.obs_tick < 50 else 5.5) * M  # noqa: E731
+    interaction, steps = play(2000, d=1, seconds=slow, delay=delay)
+    assert interaction.dispatcher.counters.killed > 0
+    assert interaction.dispatcher.d > 1
+    assert {step.source for step in steps[-100:]} == {Source.POLICY}
+
+
 class Pins:
     """Weights of which only the pins matter."""
 
