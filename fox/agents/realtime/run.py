@@ -104,7 +104,11 @@ def read_run(folder: Path) -> tuple[RunConfig, np.ndarray, int]:
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise ValueError(f"expected a run of fox-realtime train in {folder}, but found no {path}")
+        inside = ", ".join(sorted(str(below.parent) for below in folder.glob("*/config.json")))
+        cure = f": choose one of {inside}" if inside else ""
+        raise ValueError(
+            f"expected a run of fox-realtime train in {folder}, but found no {path}{cure}"
+        )
     return RunConfig.of(read_json(path)), *read_weights(folder)
 
 

@@ -229,6 +229,12 @@ def test_a_folder_without_a_run_or_without_weights_is_told_apart(tmp_path):
         read_run(tmp_path)
 
 
+def test_a_folder_of_runs_is_no_run_but_names_them(finished):
+    folder, *_ = finished
+    with pytest.raises(ValueError, match=f"but found no .*: choose one of .*{folder.name}"):
+        read_run(folder.parent)
+
+
 def test_the_evaluation_can_be_watched_and_stopped(finished):
     folder, *_ = finished
     config, weights, version = read_run(folder)
