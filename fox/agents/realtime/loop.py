@@ -176,7 +176,8 @@ class Interaction:
         self._results = {id: kept for id, kept in self._results.items() if id > job.id}
         action = self.exploration(plan.tick)
         if action is None:
-            committed = np.array(self._executed, np.int64)[job.obs_tick - plan.tick :]
+            newest = range(job.obs_tick - plan.tick, 0)
+            committed = np.array([self._executed[place] for place in newest], np.int64)
             action = self.head.act(result.features, committed, self._token["obs"])
         return action, result.version
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from fox.agents.realtime.behaviour import beta
-from fox.agents.realtime.envs.catch import CatchRT
 from fox.agents.realtime.decomposition import (
     BETA,
     CatchOracle,
@@ -15,6 +14,7 @@ from fox.agents.realtime.decomposition import (
     block_sums,
     decompose,
 )
+from fox.agents.realtime.envs.catch import CatchRT
 from fox.agents.realtime.ticks import Source
 
 BALL = 128  # ticks

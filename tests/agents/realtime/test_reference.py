@@ -104,7 +104,7 @@ def test_algorithm_2_keeps_a_negative_balance_and_pays_out_a_positive_one():
     schedule.finished(0, 0.45)  # g = -0.55 / 11: the balance of worker 1 becomes -0.05 / 2
     assert schedule.wait(1, 0.0) == 0.0
     schedule.finished(0, 2.15)  # g = 1.2 / 12
-    assert schedule.T == pytest.approx(1 - 0.05 + 0.1)
+    assert pytest.approx(1 - 0.05 + 0.1) == schedule.T
     assert schedule.wait(1, 0.0) == pytest.approx((0.1 - 0.05) / 2)
     assert schedule.wait(1, 0.0) == 0.0, "paid once"
 

@@ -128,7 +128,7 @@ def test_atari_games_are_sent_to_their_own_environment():
 
 
 def test_an_environment_that_gymnasium_does_not_know_is_refused():
-    with pytest.raises(ValueError, match="expected the id of a .* but got 'Cart-v1': Environment"):
+    with pytest.raises(ValueError, match=r"expected the id of a .* but got 'Cart-v1': Environment"):
         make_gym("Cart-v1", noop=0)
 
 
