@@ -66,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--results", type=Path, default=HERE / "results")
     parser.add_argument("--runs", type=Path, default=HERE.parents[1] / "runs" / "regret")
-    parser.add_argument("--ticks", type=int, default=12_800)
+    parser.add_argument("--ticks", type=int, default=18_000)
     options = parser.parse_args()
     started = time.perf_counter()
     settings = ["--env.gusts", str(GUSTS), "--run.ticks", str(options.ticks)]
