@@ -22,17 +22,25 @@ class Line(NamedTuple):
     passed: bool
 
 
+def git(*arguments: str) -> str:
+    """What git says of this checkout."""
+    command = ["git", "-C", str(HERE.parents[1]), *arguments]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+
 def machine(packages: Sequence[str]) -> dict[str, Any]:
     """Hardware, versions and commit: what a number needs beside it."""
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
     model = re.search(r"model name\s*: (.*)", info)
-    commit = ["git", "-C", str(HERE), "describe", "--always", "--dirty"]
+    # A result that was just written makes no code dirty.
+    code = ["--", ".", ":!experiments/*/results"]
+    changed = git("status", "--porcelain", "--untracked-files=no", *code)
     return {
         "processor": model[1] if model else platform.machine(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         **{package: version(package) for package in packages},
-        "commit": subprocess.run(commit, capture_output=True, text=True).stdout.strip(),
+        "commit": git("describe", "--always") + ("-dirty" if changed else ""),
     }
 
 
