@@ -17,7 +17,7 @@ from fox.agents.realtime.behaviour import SmallPolicy, beta
 from fox.agents.realtime.caches import policy_workers
 from fox.agents.realtime.clock import Clock, VirtualClock, WallClock
 from fox.agents.realtime.config import RunConfig
-from fox.agents.realtime.delay import DelayController, size_for
+from fox.agents.realtime.delay import DelayController, size_for, ticks_for
 from fox.agents.realtime.loop import Interaction
 from fox.agents.realtime.policy import RealtimePolicy, load_flat
 from fox.agents.realtime.processes import ProcessTransport
@@ -142,7 +142,8 @@ class Agent:
         They are measured at the first call.
 
         Raises:
-            ValueError: the policy's head does not know so long a delay.
+            ValueError: the policy's head does not know so long a delay, or no inference is done
+                within it.
         """
         if self._size is not None:
             return self._size
@@ -158,6 +159,12 @@ class Agent:
             raise ValueError(
                 f"an action would be {d} ticks old, but the head knows at most policy.d_max = "
                 f"{self.config.policy.d_max}: raise it, or lower the time of inference"
+            )
+        least = ticks_for(schedule.inference_seconds or 0.0, self.step_seconds)
+        if d < least and schedule.late == "drop":
+            raise ValueError(
+                f"an inference of {schedule.inference_seconds} s takes {least} ticks: nothing "
+                f"would be in time for schedule.delay_ticks = {d}; raise it, or leave it out"
             )
         self._size = d, workers
         return self._size

@@ -206,6 +206,7 @@ def test_a_folder_with_another_run_is_refused(finished):
     [
         ({"run": {"warmup_ticks": 20}}, r"has 23 ticks .* run.warmup_ticks is 20: raise it"),
         ({"run": {"replay_ticks": 20}}, r"has 23 ticks .* run.replay_ticks is 20: raise it"),
+        ({"schedule": {"delay_ticks": 5}}, r"of 0.1 s takes 6 ticks: nothing would be in time"),
         ({"schedule": {"delay_ticks": 9}}, r"would be 9 ticks old, but .* policy.d_max = 8"),
         ({"exploration": {"first": 2.0}}, "epsilon is a probability"),
         ({"schedule": {"beta": "nop"}}, r"must be noop, repeat, random or .* but got 'nop'"),
@@ -336,8 +337,8 @@ def test_delay_and_workers_follow_the_measured_durations():
     d, workers = agent.size()
     assert 4 <= d <= 8
     assert 5 <= workers <= 9
-    fixed = Agent(tiny(Path("unused"), schedule={"delay_ticks": 3, "workers": 2}))
-    assert fixed.size() == (3, 2)
+    fixed = Agent(tiny(Path("unused"), schedule={"delay_ticks": 7, "workers": 2}))
+    assert fixed.size() == (7, 2)
 
 
 def test_a_plain_head_plays_at_any_measured_delay():
