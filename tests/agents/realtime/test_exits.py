@@ -12,7 +12,7 @@ import pytest
 
 HERE = Path(__file__).parent
 DISPATCHER = """
-import sys, time
+import signal, sys, time
 import numpy as np
 sys.path.append(sys.argv[1])
 from echo_workers import TOKEN, Echo, token
@@ -23,6 +23,7 @@ from fox.agents.realtime.ticks import Job
 from fox.agents.realtime.transport import Padded
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
     clock = WallClock(0.01)
     ring = ObservationRing(TOKEN, d=1, history=1, shared=True)
     ring.publish(token(0))

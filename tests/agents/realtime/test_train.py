@@ -74,6 +74,7 @@ def test_every_preset_is_a_configuration(path, capsys):
 
 def test_ctrl_c_leaves_a_run_that_the_same_command_ends(folder, capsys, monkeypatch):
     tell = train_module.Board.tell
+    handler = signal.getsignal(signal.SIGINT)
 
     def interrupt(self, name, row):
         tell(self, name, row)
@@ -91,7 +92,7 @@ def test_ctrl_c_leaves_a_run_that_the_same_command_ends(folder, capsys, monkeypa
     out = capsys.readouterr().out
     assert "staggered: 120/160" in out
     assert "staggered: 40/160" not in out
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
     assert Path("run/learning.png").read_bytes().startswith(b"\x89PNG")
 
 
