@@ -1,6 +1,7 @@
 """Settings for every test: a fixed seed, and GPU tests skipped where there is no GPU."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -34,11 +35,11 @@ def run_ranks(tmp_path_factory):
         folder = tmp_path_factory.mktemp("ranks")
         command = [sys.executable, script]
         logs = [folder / f"{rank}.log" for rank in range(ranks)]
-        processes = []
+        processes, env = [], os.environ | {"OMP_NUM_THREADS": "1"}  # as in this process
         for rank, log in enumerate(logs):
             with log.open("w") as out:
                 arguments = [*command, str(rank), str(ranks), str(folder)]
-                processes.append(subprocess.Popen(arguments, stdout=out, stderr=out))
+                processes.append(subprocess.Popen(arguments, env=env, stdout=out, stderr=out))
         codes, until = [None], time.monotonic() + 300
         try:
             while None in codes and not any(codes) and time.monotonic() < until:
