@@ -16,12 +16,11 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
 import torch
-from record import HERE, Line, record
+from record import HERE, Line, interval, record
 from rich.progress import track
 
 from fox.agents.realtime.config import ExplorationConfig, RunConfig, RunSettings, ScheduleConfig
@@ -35,8 +34,6 @@ from fox.figures import FOX, INK, TRANSFORMER, new_figure, plain_axes, save_figu
 D = 25  # ticks
 STEP_SECONDS = 1 / CatchRT.fps
 LONGER = D  # workers of the staggered agent, all busy, over the one of a sequential agent
-# Student's t, two-sided 95 %, by degrees of freedom.
-T95 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 @dataclass(frozen=True)
@@ -128,12 +125,6 @@ def learn_all(seeds: Sequence[int], ticks: int, runs: Path) -> Iterator[dict[str
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         for done in as_completed(pool.submit(learn, *job, ticks, runs) for job in jobs):
             yield done.result()
-
-
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and its 95 % interval, by Student's t."""
-    half = T95[len(values) - 1] * stdev(values) / len(values) ** 0.5
-    return mean(values), mean(values) - half, mean(values) + half
 
 
 def rates(runs: Sequence[dict[str, Any]], name: str) -> list[float]:

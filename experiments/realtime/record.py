@@ -7,11 +7,14 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from fox.files import write_json
 
 HERE = Path(__file__).parent
+# Student's t, two-sided 95 %, by degrees of freedom.
+T95 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 class Line(NamedTuple):
@@ -42,6 +45,14 @@ def machine(packages: Sequence[str]) -> dict[str, Any]:
         **{package: version(package) for package in packages},
         "commit": git("describe", "--always") + ("-dirty" if changed else ""),
     }
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and its 95 % interval, by Student's t."""
+    numbers = [float(value) for value in values]  # JSON knows no others
+    middle = mean(numbers)
+    half = T95[len(numbers) - 1] * stdev(numbers) / len(numbers) ** 0.5
+    return middle, middle - half, middle + half
 
 
 def record(

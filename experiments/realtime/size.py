@@ -33,7 +33,7 @@ from imitation import (
     play,
     play_policy,
 )
-from record import HERE, Line, record
+from record import HERE, Line, interval, record
 from rich.progress import track
 
 from fox.agents.realtime.delay import Sizing, size_for
@@ -50,8 +50,6 @@ PLAYED = 500  # seeds of the balls from here on: none that the clones have seen
 SIZE_LABEL = "parameters, millions"
 HEAD_SHARE = 0.1  # of a tick, for the head at the due tick
 LAW = Law(0.05, 1.2)  # of the durations around their mean
-# Student's t, two-sided 95 %, by degrees of freedom.
-T95 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 class Size(NamedTuple):
@@ -215,13 +213,6 @@ def run_all(
         write_json(paths[case], {"about": about, "rows": rows})
         done[case] = rows
     return [row for case in cases for row in done[case]]
-
-
-def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean and its 95 % interval, by Student's t."""
-    middle = float(values.mean())
-    half = T95[len(values) - 1] * float(values.std(ddof=1)) / len(values) ** 0.5
-    return middle, middle - half, middle + half
 
 
 class Table:
