@@ -6,7 +6,7 @@ RUN := .venv/bin
 
 .venv/installed: pyproject.toml setup.py constraints.txt
 	test -x $(RUN)/python || $(PYTHON) -m venv .venv
-	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,plots,lm-eval,zarr,gym,atari,gameboy,ray]'
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,plots,lm-eval,zarr,gym,atari,gameboy,hanabi,ray]'
 	touch $@
 
 # An interrupted demo goes on where it stopped.

@@ -26,6 +26,7 @@ OPTIONAL = {
     "gymnasium",
     "ale_py",
     "pyboy",
+    "pyspiel",
     "PIL",
     "wandb",
 }

@@ -160,7 +160,7 @@ def main() -> None:
         Line("ROM: every rate within 0.05 of the table", f"{apart:.3f} apart", apart <= 0.05),
     ]
     record(
-        "delay",
+        __file__,
         folder,
         lines,
         {

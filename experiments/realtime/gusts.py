@@ -48,7 +48,7 @@ def main() -> None:
     fits |= {str(s): fit(g[seed == s], d[seed == s], rates[seed == s]) for s in SEEDS}
     r2 = fits["pooled"]["r2"]
     record(
-        "gusts",
+        __file__,
         folder,
         [Line("pooled R^2 of the line in (1 - g)^d at least 0.9", round(r2, 4), r2 >= 0.9)],
         {"balls": BALLS, "fits": fits, "rows": rows},

@@ -25,7 +25,7 @@ from fox.agents.realtime.rings import ObservationRing
 from fox.agents.realtime.scheduler import TickDispatcher
 from fox.agents.realtime.ticks import Job, Rows, Source, WorkerFactory, token_dtype
 from fox.agents.realtime.transport import VirtualTransport
-from fox.agents.realtime.weights import WeightBuffers
+from fox.agents.weights import WeightBuffers
 
 FALL = FLOOR - BALL_TOP  # ticks
 PADDLES = np.arange(PADDLE_MIN, PADDLE_MAX + 1, 2)

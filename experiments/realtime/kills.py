@@ -150,7 +150,7 @@ def main() -> None:
         "at_random": random.row,
     }
     seconds = time.perf_counter() - started
-    record("kills", options.results, lines, about, seconds=seconds)
+    record(__file__, options.results, lines, about, seconds=seconds)
     draw(options.results / "kills.png", (once, random))
 
 

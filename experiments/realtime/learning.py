@@ -23,12 +23,13 @@ import torch
 from record import HERE, Line, interval, record
 from rich.progress import track
 
+from fox.agents.metrics import read_table
 from fox.agents.realtime.config import ExplorationConfig, RunConfig, RunSettings, ScheduleConfig
 from fox.agents.realtime.envs.catch import CatchRT
 from fox.agents.realtime.envs.config import EnvConfig
 from fox.agents.realtime.learner import LearnerConfig
 from fox.agents.realtime.policy import PolicyConfig
-from fox.agents.realtime.run import read_table, run_agent
+from fox.agents.realtime.run import run_agent
 from fox.figures import FOX, INK, TRANSFORMER, new_figure, plain_axes, save_figure
 
 D = 25  # ticks
@@ -189,9 +190,7 @@ def main() -> None:
     results = {"delay_ticks": D, "catch_rate": means, "runs": runs}
     seconds = time.perf_counter() - started
     packages = ("numpy", "torch")
-    record(
-        "learning", options.results, acceptance(runs), results, seconds=seconds, packages=packages
-    )
+    record(__file__, options.results, acceptance(runs), results, seconds=seconds, packages=packages)
     draw(options.results / "learning.png", runs)
 
 

@@ -196,7 +196,7 @@ def main() -> None:
         "largest": rows,
     }
     lines = acceptance(sizes, rows, seconds)
-    record("projection", options.results, lines, results, seconds=seconds, packages=("torch",))
+    record(__file__, options.results, lines, results, seconds=seconds, packages=("torch",))
     draw(sizes, rows, options.results / "projection.png")
 
 

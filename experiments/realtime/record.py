@@ -1,4 +1,4 @@
-"""What every experiment here writes: NAME.json, with what was wanted, measured and passed."""
+"""What every experiment writes: NAME.json, with what was wanted, measured and passed."""
 
 import os
 import platform
@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from fox.files import write_json
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 # Student's t, two-sided 95 %, by degrees of freedom.
 T95 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
@@ -27,7 +28,7 @@ class Line(NamedTuple):
 
 def git(*arguments: str) -> str:
     """What git says of this checkout."""
-    command = ["git", "-C", str(HERE.parents[1]), *arguments]
+    command = ["git", "-C", str(ROOT), *arguments]
     return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
@@ -56,7 +57,7 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def record(
-    name: str,
+    script: str,
     folder: Path,
     lines: Sequence[Line],
     results: Mapping[str, Any],
@@ -67,20 +68,21 @@ def record(
     """Writes folder/NAME.json and prints the lines; says whether all have passed.
 
     Args:
-        name: of the experiment: experiments/realtime/NAME.py.
+        script: the __file__ of the experiment, NAME.py.
         folder: of the results.
         lines: of acceptance.
         results: the numbers behind them.
         seconds: that the experiment took.
         packages: whose versions matter.
     """
+    path = Path(script).resolve()
     about = {
-        "command": f"python experiments/realtime/{name}.py",
+        "command": f"python {path.relative_to(ROOT)}",
         "machine": machine(packages),
         "seconds": round(seconds, 1),
         "acceptance": [line._asdict() for line in lines],
     }
-    write_json(folder / f"{name}.json", about | dict(results))
+    write_json(folder / f"{path.stem}.json", about | dict(results))
     for line in lines:
         print(f"{'passed' if line.passed else 'FAILED'}: {line.wanted}; measured {line.measured}")
     return all(line.passed for line in lines)

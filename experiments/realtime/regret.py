@@ -76,7 +76,7 @@ def main() -> None:
     lines = acceptance(curves(options.runs / "regret.csv"), result["runs"])
     seconds = time.perf_counter() - started
     about = {"gusts": GUSTS, "ticks": options.ticks, **result}
-    record("regret", options.results, lines, about, seconds=seconds, packages=("numpy", "torch"))
+    record(__file__, options.results, lines, about, seconds=seconds, packages=("numpy", "torch"))
     for suffix in ("csv", "png"):
         shutil.copy(options.runs / f"regret.{suffix}", options.results / f"regret.{suffix}")
 

@@ -236,7 +236,7 @@ def main() -> None:
     seen = [{"way": name.replace("\n", " "), **numbers} for name, _, numbers in ways]
     results = {"step_seconds": GAME_BOY, "compared": seen, "ticks": ticks, "cases": rows}
     seconds = time.perf_counter() - started
-    record("regularity", folder, acceptance(rows, ticks), results, seconds=seconds)
+    record(__file__, folder, acceptance(rows, ticks), results, seconds=seconds)
     draw(ways, folder / "regularity.png")
 
 

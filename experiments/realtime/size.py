@@ -337,7 +337,7 @@ def experiment(
         write_json(clock, time.perf_counter() - started)
     table = Table(rows)
     passed = record(
-        "size",
+        __file__,
         folder,
         acceptance(table),
         {

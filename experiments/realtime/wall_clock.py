@@ -240,7 +240,7 @@ def main() -> None:
         lines += acceptance(case, row)
     about = {"cv": CV, "cap": CAP, "load": os.getloadavg()[0], "cases": rows}
     seconds = time.perf_counter() - started
-    record("wall_clock", options.results, lines, about, seconds=seconds)
+    record(__file__, options.results, lines, about, seconds=seconds)
     draw_curves(
         options.results / "wall_clock.png",
         curves,

@@ -76,7 +76,7 @@ def main() -> None:
     seconds = time.process_time() - started
     fits = {f"cv {law.cv:g}": fit(of_law(points, law.cv))._asdict() for law in LAWS}
     results = {"step_seconds": GAME_BOY, "fits": fits, "points": [asdict(p) for p in points]}
-    record("workers", folder, acceptance(points, seconds), results, seconds=seconds)
+    record(__file__, folder, acceptance(points, seconds), results, seconds=seconds)
     draw_sweep(folder / "workers.png", points, GAME_BOY)
 
 

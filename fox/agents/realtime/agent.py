@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch.nn.utils import parameters_to_vector
 
+from fox.agents.flat import load_flat
 from fox.agents.realtime.behaviour import SmallPolicy, beta
 from fox.agents.realtime.caches import policy_workers
 from fox.agents.realtime.clock import Clock, VirtualClock, WallClock
 from fox.agents.realtime.config import RunConfig
 from fox.agents.realtime.delay import DelayController, size_for, ticks_for
 from fox.agents.realtime.loop import Interaction
-from fox.agents.realtime.policy import RealtimePolicy, load_flat
+from fox.agents.realtime.policy import RealtimePolicy
 from fox.agents.realtime.processes import ProcessTransport
 from fox.agents.realtime.remote import RayTransport
 from fox.agents.realtime.replay import Replay
@@ -27,7 +28,7 @@ from fox.agents.realtime.rings import ObservationRing
 from fox.agents.realtime.scheduler import TickDispatcher
 from fox.agents.realtime.ticks import Job, Transport, WorkerFactory, token_dtype
 from fox.agents.realtime.transport import Padded, ThreadTransport, VirtualTransport
-from fox.agents.realtime.weights import WeightBuffers
+from fox.agents.weights import WeightBuffers
 
 HEAD_SHARE = 0.1  # of a tick, left to the head at the due tick
 COLD, MEASURED = 5, 20  # inferences before the first tick: those to warm up, those that are timed

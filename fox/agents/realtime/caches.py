@@ -12,11 +12,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from fox.agents.realtime.memory import Memory
-from fox.agents.realtime.policy import PolicyConfig, RealtimePolicy, batch_of, load_flat
+from fox.agents.flat import load_flat
+from fox.agents.memory import Memory
+from fox.agents.realtime.policy import PolicyConfig, RealtimePolicy, batch_of
 from fox.agents.realtime.ticks import InferenceWorker, Job, Rows, token_dtype
 from fox.agents.realtime.wavefront import KeyRing, Wavefront
-from fox.agents.realtime.weights import WeightBuffers
+from fox.agents.weights import WeightBuffers
 from fox.cache import FoxCache
 from fox.policy import FoxPolicy
 

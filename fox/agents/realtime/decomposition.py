@@ -37,7 +37,7 @@ from fox.agents.realtime.envs.oracles import aware_oracle
 from fox.agents.realtime.envs.protocol import RealtimeEnv
 from fox.agents.realtime.loop import Head
 from fox.agents.realtime.ticks import Job, Source, token_dtype
-from fox.agents.realtime.weights import WeightBuffers
+from fox.agents.weights import WeightBuffers
 
 PARTS = ("delay", "inaction", "learning")
 BETA = -1  # in `seen`: no observation, the default behaviour acts

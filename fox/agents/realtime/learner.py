@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils import parameters_to_vector
 
-from fox.agents.realtime.dqn import (
+from fox.agents.dqn import (
     bootstrap_discount,
     double_q_target,
     huber,
@@ -22,7 +21,8 @@ from fox.agents.realtime.dqn import (
     q_target,
     td_error,
 )
-from fox.agents.realtime.policy import RealtimePolicy, load_flat
+from fox.agents.flat import flattened
+from fox.agents.realtime.policy import RealtimePolicy
 from fox.agents.realtime.replay import Replay, Sequences
 
 
@@ -96,7 +96,7 @@ class Learner:
     ) -> None:
         self.policy, self.replay, self.config, self.seed = policy, replay, config, seed
         self.target = copy.deepcopy(policy).requires_grad_(False)
-        self._weights, self._target_weights = _flattened(policy), _flattened(self.target)
+        self._weights, self._target_weights = flattened(policy), flattened(self.target)
         self._optimizer = torch.optim.Adam([self._weights], lr=config.learning_rate, fused=True)
         self.version = 0
 
@@ -224,10 +224,3 @@ def _features(policy: RealtimePolicy, sequences: Sequences, T: int) -> Tensor:
     tokens = {name: torch.from_numpy(field[:, :T]) for name, field in sequences.tokens.items()}
     tokens |= {name: tokens[name].long() for name in ("action", "source")}  # to look up embeddings
     return policy.window(policy.encode(tokens), tokens["start"])
-
-
-def _flattened(policy: RealtimePolicy) -> Tensor:
-    """The weights (N,), made into the memory of the policy's parameters."""
-    flat = parameters_to_vector(policy.parameters()).detach().numpy().copy()
-    load_flat(policy, flat)
-    return torch.from_numpy(flat)

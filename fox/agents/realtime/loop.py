@@ -19,7 +19,7 @@ from fox.agents.realtime.replay import Replay
 from fox.agents.realtime.rings import ObservationRing
 from fox.agents.realtime.scheduler import TickDispatcher
 from fox.agents.realtime.ticks import Done, Lost, Outcome, Source, TickPlan, Transport, token_dtype
-from fox.agents.realtime.weights import WeightBuffers
+from fox.agents.weights import WeightBuffers
 
 HISTORY = 4096  # actions that are remembered, more than any delay
 ROUNDING = 1e-9  # seconds: what is computed to be done at t_k is on time

@@ -216,31 +216,6 @@ def batch_of(tokens: np.ndarray) -> dict[str, Tensor]:
     return batch
 
 
-def load_flat(policy: nn.Module, flat: np.ndarray) -> None:
-    """Makes the parameters views of a vector, in the order of policy.parameters(); no copy.
-
-    Args:
-        policy: float32.
-        flat: (numel,) float32, writable; it must stay as it is while the policy is used.
-
-    Raises:
-        ValueError: the vector has another size or dtype.
-    """
-    parameters = list(policy.parameters())
-    wanted = sum(p.numel() for p in parameters)
-    if flat.shape != (wanted,) or flat.dtype != np.float32:
-        raise ValueError(
-            f"the weights of this policy are {wanted} float32 numbers, but got {flat.dtype} of "
-            f"shape {flat.shape}: were they written by another policy.* config?"
-        )
-    place = 0
-    with torch.inference_mode(False):  # or the parameters could not be parameters
-        vector = torch.from_numpy(flat)
-        for p in parameters:
-            p.data = vector[place : place + p.numel()].view_as(p)
-            place += p.numel()
-
-
 @torch.no_grad()
 def head_seconds(policy: RealtimePolicy) -> float:
     """Seconds of one call of the head, for one decision with d_max committed actions."""

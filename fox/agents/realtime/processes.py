@@ -7,17 +7,14 @@ dispatcher is gone, even by kill -9, ends at once; the memory has no name and go
 
 import heapq
 import multiprocessing
-import os
 import queue
 import selectors
-import signal
 import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 
@@ -26,6 +23,7 @@ import torch
 from fox.agents.realtime.rings import Mailboxes, ObservationRing, Overwritten
 from fox.agents.realtime.ticks import Done, Event, Job, Joined, Lost, WorkerFactory
 from fox.agents.realtime.transport import Agenda, WorkerError, finish
+from fox.agents.signals import end_with_parent, spared_ctrl_c
 
 # The first call of an operator of our own imports torch._dynamo: 1.5 s in each worker. The loop is
 # for its imports: every worker imports the script that has started it.
@@ -237,20 +235,6 @@ class ProcessTransport:
             self._started.put(WorkerError(f"worker {worker} could not be started: {error!r}"))
 
 
-@contextmanager
-def spared_ctrl_c() -> Iterator[None]:
-    """Processes that are started inside never get Ctrl-C, which a terminal sends to all.
-
-    The signal is blocked before they exist: while they import, nothing of theirs could ignore it.
-    """
-    resource_tracker.ensure_running()  # it is started with the first process, and unblocks
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _work(
     number: int,
     factory: WorkerFactory,
@@ -259,7 +243,7 @@ def _work(
     pipe: Connection,
 ) -> None:
     """What a worker's process does."""
-    threading.Thread(target=_end_with_dispatcher, daemon=True).start()
+    end_with_parent()
     torch.set_num_threads(1)
     try:
         worker = factory(number)
@@ -281,10 +265,3 @@ def _jobs(pipe: Connection) -> Iterator[Job]:
     with suppress(EOFError):
         while True:
             yield pipe.recv()
-
-
-def _end_with_dispatcher() -> None:
-    dispatcher = multiprocessing.parent_process()
-    assert dispatcher is not None
-    dispatcher.join()
-    os._exit(1)

@@ -5,8 +5,6 @@ travel through Ray's object store, once per version and host. A call costs milli
 for hosts, not for cores.
 """
 
-import logging
-import os
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -14,15 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from fox.agents.cluster import import_ray, start_ray
 from fox.agents.realtime.rings import ObservationRing, Overwritten
 from fox.agents.realtime.ticks import Done, Event, InferenceWorker, Job, Joined, WorkerFactory
 from fox.agents.realtime.transport import Agenda, WorkerError, finish
-from fox.agents.realtime.weights import WeightBuffers
+from fox.agents.weights import WeightBuffers
 
 if TYPE_CHECKING:
     from ray import ObjectRef
-
-OBJECT_STORE = 128 << 20  # bytes, of a Ray that is started here
 
 
 class RayTransport:
@@ -53,13 +50,7 @@ class RayTransport:
         history: int,
         weights: WeightBuffers | None = None,
     ) -> None:
-        try:
-            import ray
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "workers on other hosts need Ray: pip install 'fox-transformer[ray]'"
-            ) from error
-        self._ray = ray
+        self._ray = import_ray()
         self._bundle = factory, weights  # one pickle, so that they stay together
         self._rows, self._history, self._weights = rows, history, weights
         self._agenda = Agenda()
@@ -80,17 +71,7 @@ class RayTransport:
             WorkerError: the making of one raised.
         """
         workers = list(workers)
-        if not self._ray.is_initialized():
-            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-            self._ray.init(
-                num_cpus=max(len(workers), os.cpu_count() or 1),
-                include_dashboard=False,
-                _node_ip_address="127.0.0.1",
-                object_store_memory=OBJECT_STORE,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-            self._owner = True
+        self._owner = start_ray(len(workers))
         try:
             for worker in workers:
                 self._make(worker)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fox.agents.realtime.memory import Memory
+from fox.agents.memory import Memory
 
 UNWRITTEN = -1
 

@@ -4,10 +4,9 @@ The folder holds config.json, metrics.csv, learning.png, evaluation.json, replay
 written tick by tick) and checkpoint/ (learner.pt and world.pt, renamed into place).
 """
 
-import csv
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from fox.agents.claim import claim
+from fox.agents.metrics import table
 from fox.agents.realtime.agent import Agent, Place, playing
 from fox.agents.realtime.behaviour import Exploration
 from fox.agents.realtime.config import RunConfig
@@ -23,8 +24,9 @@ from fox.agents.realtime.meter import BETAS, Meter
 from fox.agents.realtime.policy import check_head
 from fox.agents.realtime.replay import Replay
 from fox.agents.realtime.updates import InlineTeacher, ProcessTeacher, Teacher, checkpoint_path
-from fox.agents.realtime.weights import WeightBuffers
-from fox.files import read_json, remove_leftovers, whole_file, write_json, write_text
+from fox.agents.signals import Stopped
+from fox.agents.weights import WeightBuffers
+from fox.files import read_json, remove_leftovers, whole_file, write_json
 
 EVALUATION = 1_000_000  # added to a run's seed: other episodes than those that it has learnt from
 # What may be given anew to a run.
@@ -38,10 +40,6 @@ COLUMNS = (
 )
 
 Tell = Callable[[dict[str, Any]], None]
-
-
-class Stopped(Exception):
-    """A run was asked to stop, and its checkpoint is written."""
 
 
 def run_agent(config: RunConfig, tell: Tell, asked: Callable[[], bool]) -> dict[str, Any]:
@@ -67,33 +65,13 @@ def run_agent(config: RunConfig, tell: Tell, asked: Callable[[], bool]) -> dict[
         learner = replace(config.learner, n_step=agent.size()[0])
         agent.config = replace(config, learner=learner)
     _check(agent)
-    claim(folder, config)
+    claim(folder, config.as_dict(), FREE)
     with closing(_opened(agent, folder)) as replay:
         remove_leftovers(folder)
         write_json(folder / "config.json", config.as_dict())  # what was free may be new
         if replay.count < config.run.ticks:
             _play_and_learn(agent, replay, folder, tell, asked)
         return _evaluated(agent, replay.count, folder, tell, asked)
-
-
-def claim(folder: Path, config: RunConfig) -> None:
-    """Writes config.json, or checks that the one that is there is of this run.
-
-    Raises:
-        ValueError: it is another.
-    """
-    path = folder / "config.json"
-    ours = config.as_dict()
-    if not path.is_file():
-        write_json(path, ours)
-        return
-    theirs = read_json(path)
-    for name, value in _flat(ours).items():
-        if name not in FREE and _flat(theirs).get(name) != value:
-            raise ValueError(
-                f"{folder} holds a run with {name} = {_flat(theirs).get(name)}, but got "
-                f"{value}: choose another run.folder, or remove this one"
-            )
 
 
 def read_run(folder: Path) -> tuple[RunConfig, np.ndarray, int]:
@@ -197,7 +175,7 @@ def _play_and_learn(
     begun = playing(agent, weights, d, exploration=exploration, replay=replay, place=place)
     with (
         begun as interaction,
-        table(folder / "metrics.csv") as write,
+        table(folder / "metrics.csv", COLUMNS) as write,
     ):
         since = time.perf_counter()
         while interaction.k < run.ticks and not asked():
@@ -286,39 +264,3 @@ def _place(folder: Path, replay: Replay) -> Place:
     world = torch.load(path, weights_only=True)["world"] if path.is_file() else None
     # Whatever was in flight is gone, so an episode begins, even where the world goes on.
     return Place(replay.count, int(replay.newest("episode")) + 1, world)
-
-
-@contextmanager
-def table(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """A function that appends rows of COLUMNS to a CSV file, each at once on disk."""
-    if path.is_file():
-        text = path.read_text(encoding="utf-8")
-        write_text(path, text[: text.rfind("\n") + 1])  # a kill may have torn the last line
-    new = not path.is_file()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-
-        def write(row: Mapping[str, Any]) -> None:
-            writer.writerow(row)
-            file.flush()
-
-        yield write
-
-
-def read_table(path: Path) -> list[dict[str, float | None]]:
-    """The rows of a run's metrics.csv; None where a field is empty."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            {name: float(value) if value else None for name, value in row.items()}
-            for row in csv.DictReader(file)
-        ]
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        nested = isinstance(value, Mapping)
-        flat |= _flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
-    return flat

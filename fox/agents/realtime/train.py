@@ -3,16 +3,13 @@
 import multiprocessing
 import os
 import platform
-import signal
 import sys
-import threading
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -21,6 +18,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from fox.agents.metrics import read_table
 from fox.agents.realtime.agent import Agent
 from fox.agents.realtime.config import (
     ExplorationConfig,
@@ -33,8 +31,8 @@ from fox.agents.realtime.envs.config import EnvConfig
 from fox.agents.realtime.learner import LearnerConfig
 from fox.agents.realtime.plots import draw_learning
 from fox.agents.realtime.policy import PolicyConfig
-from fox.agents.realtime.processes import spared_ctrl_c
-from fox.agents.realtime.run import Stopped, read_table, run_agent
+from fox.agents.realtime.run import run_agent
+from fox.agents.signals import Stopped, asked_to_stop, spared_ctrl_c
 from fox.files import write_csv, write_json
 
 PLAY = {  # key of a row: heading, format
@@ -149,26 +147,8 @@ class Board:
 def _alone(configs: Mapping[str, RunConfig], board: Board) -> dict[str, dict[str, Any]]:
     """Trains one agent in this process."""
     ((name, config),) = configs.items()
-    with _signals() as asked:
+    with asked_to_stop() as asked:
         return {name: run_agent(config, lambda row: board.tell(name, row), asked.is_set)}
-
-
-@contextmanager
-def _signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set; a second Ctrl-C stops at once."""
-    asked = threading.Event()
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if asked.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _side_by_side(configs: Mapping[str, RunConfig], board: Board) -> dict[str, dict[str, Any]]:
@@ -183,7 +163,7 @@ def _side_by_side(configs: Mapping[str, RunConfig], board: Board) -> dict[str, d
         agents[connection] = name
     results: dict[str, dict[str, Any]] = {}
     errors: list[Exception] = []
-    with _signals() as asked:
+    with asked_to_stop() as asked:
         told = False
         while agents:
             for ready in wait(list(agents), timeout=0.2):

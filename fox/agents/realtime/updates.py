@@ -12,9 +12,9 @@ import torch
 from fox.agents.realtime.agent import Agent
 from fox.agents.realtime.config import RunConfig
 from fox.agents.realtime.learner import Learner
-from fox.agents.realtime.processes import spared_ctrl_c
 from fox.agents.realtime.replay import Replay
-from fox.agents.realtime.weights import WeightBuffers
+from fox.agents.signals import spared_ctrl_c
+from fox.agents.weights import WeightBuffers
 from fox.files import whole_file
 
 REST = 0.005  # seconds that a learner waits for the next tick

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fox.agents.realtime.memory import Memory
+from fox.agents.memory import Memory
 from fox.agents.realtime.policy import RealtimePolicy, batch_of
 from fox.agents.realtime.rings import Overwritten
 from fox.agents.realtime.ticks import Job, Rows

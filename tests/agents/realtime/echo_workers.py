@@ -58,20 +58,3 @@ def hammer_ring(ring, seconds, results):
         reads += 1
         torn += not (rows["obs"] == rows["tick"][:, None]).all()
     results.send((reads, late, torn))
-
-
-def hammer_weights(weights, worker, seconds, results):
-    """Pins the newest weights again and again; (versions seen, torn)."""
-    until, seen, torn = time.monotonic() + seconds, set(), 0
-    while time.monotonic() < until:
-        with weights.pinned(worker) as (flat, version):
-            torn += not (flat == version).all()
-            torn += not (flat[::-1] == version).all()
-            seen.add(version)
-    results.send((len(seen), torn))
-
-
-def die_with_lock(memory, pipe):
-    with memory.locked():
-        pipe.send(None)
-        os.kill(os.getpid(), signal.SIGKILL)

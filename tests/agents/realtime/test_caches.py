@@ -24,7 +24,7 @@ from fox.agents.realtime.scheduler import TickDispatcher
 from fox.agents.realtime.ticks import Done, Job, Joined, Source, token_dtype
 from fox.agents.realtime.transport import VirtualTransport
 from fox.agents.realtime.wavefront import KeyRing
-from fox.agents.realtime.weights import WeightBuffers
+from fox.agents.weights import WeightBuffers
 
 SMALL = PolicyConfig(hidden_size=32, num_hidden_layers=3, num_heads=4, window=16, history=64)
 TOKEN = token_dtype(np.zeros(4, np.float32))

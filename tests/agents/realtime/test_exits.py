@@ -1,16 +1,18 @@
 """However a dispatcher ends, its workers end with it, and no shared memory stays."""
 
+import importlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 HERE = Path(__file__).parent
+sys.path.append(str(HERE.parent))
+sessions = importlib.import_module("sessions")
 DISPATCHER = """
 import signal, sys, time
 import numpy as np
@@ -41,27 +43,6 @@ if __name__ == "__main__":
 """
 
 
-def session(number):
-    """The processes of a session: a dispatcher, its workers, and what multiprocessing starts."""
-    members = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                state, _, _, of = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
-            except (FileNotFoundError, ProcessLookupError):
-                continue  # it has just ended
-            if int(of) == number and state != "Z":
-                members.append(int(folder.name))
-    return members
-
-
-def mappings(process):
-    """What a process has mapped; nothing if it has just ended."""
-    with suppress(FileNotFoundError, ProcessLookupError):
-        return Path(f"/proc/{process}/maps").read_text()
-    return ""
-
-
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks into /proc, on Linux")
 @pytest.mark.parametrize("way", ["SIGKILL", "SIGTERM", "Ctrl-C"])
 def test_no_process_and_no_memory_outlives_the_dispatcher(way, tmp_path):
@@ -73,22 +54,22 @@ def test_no_process_and_no_memory_outlives_the_dispatcher(way, tmp_path):
     ) as dispatcher:
         try:
             assert dispatcher.stdout.readline() == "ready\n"
-            family = session(dispatcher.pid)
+            family = sessions.session(dispatcher.pid)
             assert len(family) >= 4  # with the two workers that live, and the server they come from
-            assert "/memfd:fox" in mappings(dispatcher.pid)
+            assert "/memfd:fox" in sessions.mappings(dispatcher.pid)
             # Memory with a name would be a file in this folder.
-            assert not any("/dev/shm/" in mappings(member) for member in family)
+            assert not any("/dev/shm/" in sessions.mappings(member) for member in family)
             if way == "Ctrl-C":
                 os.killpg(dispatcher.pid, signal.SIGINT)  # as a terminal does: to all of them
             else:
                 dispatcher.send_signal(getattr(signal, way))
             _, errors = dispatcher.communicate(timeout=20)
             until = time.monotonic() + 10
-            while session(dispatcher.pid) and time.monotonic() < until:
+            while sessions.session(dispatcher.pid) and time.monotonic() < until:
                 time.sleep(0.02)
-            assert session(dispatcher.pid) == []
+            assert sessions.session(dispatcher.pid) == []
         finally:
-            for left in session(dispatcher.pid):
+            for left in sessions.session(dispatcher.pid):
                 os.kill(left, signal.SIGKILL)
     assert "leaked" not in errors
     assert errors.count("Traceback") == (way == "Ctrl-C")  # the dispatcher's own

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from torch.nn.utils import parameters_to_vector
 
 from fox import FoxConfig, FoxForCausalLM
 from fox.agents.realtime import policy as module
@@ -14,7 +13,6 @@ from fox.agents.realtime.policy import (
     batch_of,
     check_head,
     head_seconds,
-    load_flat,
 )
 from fox.agents.realtime.ticks import token_dtype
 
@@ -142,23 +140,6 @@ def test_a_policy_starts_from_the_trunk_of_a_checkpoint(tmp_path):
         ValueError, match=r"policy.num_heads is 4, but .* set policy.num_heads to 2"
     ):
         policy_of(init_from=str(tmp_path), num_heads=4)
-
-
-def test_weights_are_read_where_they_lie():
-    policy, other = policy_of(), policy_of()
-    flat = parameters_to_vector(policy.parameters()).detach().numpy()
-    tokens, committed = tokens_of(policy), torch.full((2, 3), -1)
-    load_flat(other, flat)
-    torch.testing.assert_close(q_of(other, tokens, committed), q_of(policy, tokens, committed))
-    flat[:] = 0
-    assert not q_of(other, tokens, committed).any()
-    torch.testing.assert_close(parameters_to_vector(other.parameters()), torch.zeros(len(flat)))
-
-
-@pytest.mark.parametrize("flat", [np.zeros(3, np.float32), np.zeros(100_000)])
-def test_weights_of_another_policy_are_refused(flat):
-    with pytest.raises(ValueError, match=r"weights of this policy are \d+ float32 numbers, but"):
-        load_flat(policy_of(), flat)
 
 
 def test_one_row_of_tokens_is_a_batch_of_one():

@@ -16,7 +16,8 @@ from fox.agents.realtime.decomposition import TrainedReference, decompose
 from fox.agents.realtime.envs.catch import CatchRT
 from fox.agents.realtime.regret import read_played
 from fox.agents.realtime.replay import _COLUMN_OF_FIELD, Replay
-from fox.agents.realtime.run import Stopped, read_run
+from fox.agents.realtime.run import read_run
+from fox.agents.signals import Stopped
 
 pytest.importorskip("matplotlib")
 

@@ -12,7 +12,7 @@ from fox.agents.realtime.remote import RayTransport
 from fox.agents.realtime.rings import ObservationRing
 from fox.agents.realtime.ticks import Job, token_dtype
 from fox.agents.realtime.transport import WorkerError
-from fox.agents.realtime.weights import WeightBuffers
+from fox.agents.weights import WeightBuffers
 
 RAISES, DIES, SLOW = 50, 60, 70  # observation ticks
 HISTORY = 3

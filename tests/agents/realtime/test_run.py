@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn.utils import parameters_to_vector
 
+from fox.agents.metrics import read_table
 from fox.agents.realtime.agent import Agent, GreedyHead, playing
 from fox.agents.realtime.behaviour import SmallPolicy
 from fox.agents.realtime.config import (
@@ -21,9 +22,10 @@ from fox.agents.realtime.envs.config import EnvConfig
 from fox.agents.realtime.learner import LearnerConfig
 from fox.agents.realtime.policy import PolicyConfig
 from fox.agents.realtime.replay import Replay
-from fox.agents.realtime.run import Stopped, evaluate, read_run, read_table, run_agent
+from fox.agents.realtime.run import evaluate, read_run, run_agent
 from fox.agents.realtime.ticks import Source
-from fox.agents.realtime.weights import WeightBuffers
+from fox.agents.signals import Stopped
+from fox.agents.weights import WeightBuffers
 
 TICKS = 240
 TIMES = {"fps"}

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from fox.agents.metrics import read_table
 from fox.agents.realtime import train as train_module
 from fox.agents.realtime.cli import FRONT_PAGE, main
 from fox.agents.realtime.replay import Replay
-from fox.agents.realtime.run import read_run, read_table
+from fox.agents.realtime.run import read_run
 
 CONFIG = """
 env: {name: catch}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fox.agents.realtime.dqn import (
+from fox.agents.dqn import (
     action_value,
     bootstrap_discount,
     double_q_target,

@@ -1,0 +1,164 @@
+"""RunConfig: everything that decides a Hanabi run, part by part as the YAML file has it."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from fox.agents.hanabi.learner import LearnerConfig
+from fox.agents.hanabi.network import NetworkConfig
+from fox.agents.hanabi.replay import ReplayConfig
+from fox.agents.hanabi.rules import Rules
+from fox.agents.hanabi.selfplay import ExplorationConfig, Plan
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """What is played.
+
+    Args:
+        game: full, or a small one: 3c3r, 2c3r, 2c2r (colours and ranks).
+        players: the numbers of players that one network learns to play with, in turn.
+
+    Raises:
+        ValueError: there is no such game, or not for so many players.
+    """
+
+    game: str = "full"
+    players: list[int] = field(default_factory=lambda: [2, 3, 4, 5])
+
+    def __post_init__(self) -> None:
+        if not self.players or len(set(self.players)) != len(self.players):
+            raise ValueError(
+                f"env.players names numbers of players, each once, but got {self.players}"
+            )
+        _ = self.rules  # for its checks
+
+    @property
+    def rules(self) -> tuple[Rules, ...]:
+        """Of each number of players."""
+        return tuple(Rules.of(self.game, players) for players in self.players)
+
+
+@dataclass(frozen=True)
+class ActorsConfig:
+    """Who plays the games that the learner learns from.
+
+    Args:
+        kind: "inline" plays between updates, in the learner's process, and repeats exactly;
+            "process" beside it; "ray" on as many machines as Ray has.
+        workers: of "process" and "ray".
+        games: of a wave, which one worker plays in lock step with one version of the weights.
+        ahead: waves that may be finished or played before the learner takes them; bounds how old
+            the weights behind a game are.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    kind: Literal["inline", "process", "ray"] = "inline"
+    workers: int = 1
+    games: int = 48
+    ahead: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "games", "ahead"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"actors.{name} must be at least 1, but got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How long a run is, and what it leaves behind.
+
+    Args:
+        folder: everything of the run goes there.
+        games: to play and learn from.
+        seed: of weights, decks, exploration and batches.
+        replay_ratio: how often a game is learnt from, in the mean: games sampled by the learner
+            for each game that the actors play.
+        warmup_games: before the first update.
+        report_games: of one row of metrics.csv.
+        test_games: for each number of players, greedy games behind each row's test scores.
+        evaluation_games: the same, at the end, for every number of players that the game has.
+        checkpoint_seconds: between two checkpoints; a run that is killed goes on from the last.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    folder: str = "runs/hanabi"
+    games: int = 50_000
+    seed: int = 0
+    replay_ratio: float = 2.2
+    warmup_games: int = 150
+    report_games: int = 2_000
+    test_games: int = 200
+    evaluation_games: int = 1_000
+    checkpoint_seconds: float = 120.0
+
+    def __post_init__(self) -> None:
+        least = {"seed": 0, "warmup_games": 1, "test_games": 0, "checkpoint_seconds": 0}
+        for name in ("games", "report_games", "evaluation_games", *least):
+            if getattr(self, name) < least.get(name, 1):
+                raise ValueError(
+                    f"run.{name} must be at least {least.get(name, 1)}, "
+                    f"but got {getattr(self, name)}"
+                )
+        if not self.replay_ratio > 0:
+            raise ValueError(f"run.replay_ratio must be above 0, but got {self.replay_ratio}")
+        if self.warmup_games >= self.games:
+            raise ValueError(
+                f"run.warmup_games must be fewer than run.games = {self.games}, "
+                f"but got {self.warmup_games}"
+            )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One agent: what `fox-hanabi train` is told, and config.json keeps."""
+
+    env: EnvConfig = field(default_factory=EnvConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    exploration: ExplorationConfig = field(default_factory=ExplorationConfig)
+    actors: ActorsConfig = field(default_factory=ActorsConfig)
+    run: RunSettings = field(default_factory=RunSettings)
+
+    @property
+    def plan(self) -> Plan:
+        """The games of the run."""
+        return Plan(
+            network=self.network,
+            rules=self.env.rules,
+            seed=self.run.seed,
+            games=self.actors.games,
+            exploration=self.exploration,
+        )
+
+    @property
+    def updates(self) -> int:
+        """Of the whole run."""
+        return self.updates_after(self.run.games)
+
+    def updates_after(self, games: int) -> int:
+        """How many updates shall have been made when so many games were played."""
+        learnt = max(games - self.run.warmup_games, 0) * self.run.replay_ratio
+        return int(learnt / self.learner.batch_games)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Nested plain values; RunConfig.of makes it the same again."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> "RunConfig":
+        """The inverse of as_dict."""
+        parts = {
+            "env": EnvConfig,
+            "network": NetworkConfig,
+            "learner": LearnerConfig,
+            "replay": ReplayConfig,
+            "exploration": ExplorationConfig,
+            "actors": ActorsConfig,
+            "run": RunSettings,
+        }
+        return cls(**{name: kind(**values[name]) for name, kind in parts.items()})

@@ -1,0 +1,244 @@
+"""The learner: deep Q-learning on whole games, of several numbers of players at once.
+
+Legend: B games, R turns of all of them, d width; of the games of one rules: G games, T turns of the
+longest, N turns of all, A moves. W weights.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fox.agents.dqn import huber
+from fox.agents.flat import flattened
+from fox.agents.hanabi.batch import Batch, Group, batch_of
+from fox.agents.hanabi.network import HanabiNet
+from fox.agents.hanabi.replay import Replay
+from fox.agents.hanabi.targets import (
+    Bomb,
+    bomb_rewards,
+    double_q_value,
+    joint_target,
+    joint_value,
+    n_step_target,
+)
+
+Targets = Literal["next", "own", "vdn"]
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """How the learner learns.
+
+    Args:
+        batch_games: per update, whole ones, equally many of each number of players.
+        n_step: turns of reward in a target before the value ("own", "vdn": rounds).
+        targets: "next", the value is that of whoever moves then; "own", independent learners: that
+            of the same seat; "vdn", value decomposition: the values of a round's movers are
+            learnt as a sum.
+        gamma: discount per turn, whoever moves.
+        bomb: what the last lost life costs: "strict" the score, or "keep" nothing.
+        burn_in: rounds at the beginning of games that are remembered, but not learnt.
+        learning_rate: Adam's at the beginning.
+        final_rate: the share of it that is left at the last update; it falls in a line.
+        adam_eps: Adam's.
+        max_grad_norm: gradients longer than this are scaled down to it.
+        target_every: updates between two copies of the weights to the target network.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    batch_games: int = 48
+    n_step: int = 3
+    targets: Targets = "next"
+    gamma: float = 0.99
+    bomb: Bomb = "strict"
+    burn_in: int = 0
+    learning_rate: float = 2e-3
+    final_rate: float = 0.1
+    adam_eps: float = 1e-5
+    max_grad_norm: float = 5.0
+    target_every: int = 100
+
+    def __post_init__(self) -> None:
+        for name, values in {"targets": get_args(Targets), "bomb": get_args(Bomb)}.items():
+            if getattr(self, name) not in values:
+                raise ValueError(
+                    f"learner.{name} must be one of {values}, but got {getattr(self, name)!r}"
+                )
+        for name in ("batch_games", "n_step", "target_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"learner.{name} must be at least 1, but got {getattr(self, name)}"
+                )
+        if self.burn_in < 0:
+            raise ValueError(f"learner.burn_in must be at least 0, but got {self.burn_in}")
+        for name in ("learning_rate", "adam_eps", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"learner.{name} must be above 0, but got {getattr(self, name)}")
+        for name in ("gamma", "final_rate"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"learner.{name} must lie in [0, 1], but got {getattr(self, name)}"
+                )
+
+
+class Learner:
+    """Double deep Q-learning with a target network.
+
+    The loss is averaged over the turns of each number of players, then over these numbers. The
+    weights are one vector that the network's parameters are views of. Update u draws its games from
+    a generator keyed by (seed, u): a learner that goes on after a stop does so bit for bit.
+
+    Args:
+        net: its parameters are trained, in place.
+        replay: to draw from.
+        config: how.
+        seed: of the draws.
+        total_updates: at which the learning rate has fallen to its last.
+
+    Attributes:
+        version: updates so far, which number the weights.
+    """
+
+    def __init__(
+        self, net: HanabiNet, replay: Replay, config: LearnerConfig, seed: int, total_updates: int
+    ) -> None:
+        self.net, self.replay, self.config, self.seed = net, replay, config, seed
+        self.total_updates = total_updates
+        self.target = copy.deepcopy(net).requires_grad_(False)
+        self._weights, self._target_weights = flattened(net), flattened(self.target)
+        self._optimizer = torch.optim.Adam(
+            [self._weights], lr=config.learning_rate, eps=config.adam_eps, fused=True
+        )
+        self.version = 0
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next update."""
+        passed = min(self.version / self.total_updates, 1.0)
+        return self.config.learning_rate * (1 - (1 - self.config.final_rate) * passed)
+
+    def step(self) -> dict[str, float]:
+        """One update: draw games, gradient, Adam, priorities.
+
+        Returns:
+            loss, and loss_Pp of each number of players; q and td_error, means of the values of the
+            moves made (vdn: of the rounds) and of the errors' sizes; grad_norm before clipping; and
+            lag_mean, lag_p95, lag_max, by how many updates the weights that played are older.
+        """
+        config = self.config
+        sample = self.replay.sample(
+            np.random.default_rng([self.seed, self.version]), config.batch_games
+        )
+        batch = batch_of(sample.episodes, self.net.config.style)
+        loss, metrics, errors = self._loss(batch, torch.from_numpy(sample.weights))
+        parts = torch.autograd.grad(loss, list(self.net.parameters()), materialize_grads=True)
+        gradient = torch.cat([part.flatten() for part in parts])
+        norm = gradient.norm()
+        gradient *= (config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        self._apply(gradient)
+        self.replay.update(sample, *errors)
+        lag = self.version - 1 - np.array([episode.version for episode in sample.episodes])
+        return {
+            "loss": float(loss.detach()),
+            **metrics,
+            "grad_norm": float(norm),
+            "lag_mean": float(lag.mean()),
+            "lag_p95": float(np.percentile(lag, 95)),
+            "lag_max": float(lag.max()),
+        }
+
+    def weights(self) -> np.ndarray:
+        """(W,) float32, a copy, in the order of net.parameters()."""
+        return self._weights.numpy().copy()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next update depends on, beside the replay."""
+        return {
+            "version": self.version,
+            "weights": self._weights.clone(),
+            "target_weights": self._target_weights.clone(),
+            "optimizer": copy.deepcopy(self._optimizer.state_dict()),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where state_dict() was taken.
+
+        Raises:
+            ValueError: the weights are another network's.
+        """
+        if state["weights"].shape != self._weights.shape:
+            raise ValueError(
+                f"the network has {len(self._weights)} weights, but the state to load has "
+                f"{len(state['weights'])}: was it made with another network.* config?"
+            )
+        self.version = state["version"]
+        self._weights.copy_(state["weights"])
+        self._target_weights.copy_(state["target_weights"])
+        self._optimizer.load_state_dict(state["optimizer"])
+
+    def _apply(self, gradient: Tensor) -> None:
+        """One step of Adam, and the target network's copy when it is due."""
+        self._weights.grad = gradient
+        self._optimizer.param_groups[0]["lr"] = self.learning_rate
+        self._optimizer.step()
+        self.version += 1
+        if self.version % self.config.target_every == 0:
+            self._target_weights.copy_(self._weights)
+
+    def _loss(
+        self, batch: Batch, weights: Tensor
+    ) -> tuple[Tensor, dict[str, float], tuple[np.ndarray, np.ndarray]]:
+        """The loss, its metrics, and by game the largest and the mean |error|."""
+        q_t = action_values(self.net, batch)
+        with torch.no_grad():
+            q_t_target = action_values(self.target, batch)
+        losses, values, errors, largest, means = {}, [], [], [], []
+        each = weights.split([len(group.there) for group in batch.groups])
+        for group, weight, q, q_target in zip(batch.groups, each, q_t, q_t_target, strict=True):
+            value, error, learnt = self._errors(group, q, q_target)
+            count = learnt.sum().clamp(min=1)
+            weighted = weight[:, None] * huber(error, 1.0) * learnt
+            losses[f"loss_{group.rules.players}p"] = weighted.sum() / count
+            value, size = value.detach(), error.detach().abs() * learnt
+            values.append(value[learnt])
+            errors.append(size[learnt])
+            largest.append(size.amax(1))
+            means.append(size.sum(1) / learnt.sum(1).clamp(min=1))
+        loss = torch.stack(list(losses.values())).mean()
+        metrics = {name: float(part.detach()) for name, part in losses.items()}
+        for name, parts in {"q": values, "td_error": errors}.items():
+            numbers = torch.cat(parts)
+            metrics[name] = float(numbers.sum()) / max(len(numbers), 1)
+        return loss, metrics, (torch.cat(largest).numpy(), torch.cat(means).numpy())
+
+    def _errors(self, group: Group, q: Tensor, q_target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Values, errors and whether they are learnt, each (G, T); by round for vdn, (G, I)."""
+        config, P = self.config, group.rules.players
+        q_t = group.by_game(q.gather(1, group.a_t[:, None]).squeeze(1))
+        v_t = group.by_game(double_q_value(q_target, q.detach(), group.legal_t))
+        r_t = bomb_rewards(group.r_t, config.bomb)
+        there = group.there.clone()
+        there[:, : P * config.burn_in] = False
+        if config.targets == "vdn":
+            Q_i, there = joint_value(q_t, P), there[:, ::P]
+            return Q_i, joint_target(r_t, v_t, P, config.n_step, config.gamma) - Q_i, there
+        horizon = config.n_step if config.targets == "next" else config.n_step * P
+        return q_t, n_step_target(r_t, v_t, horizon, config.gamma) - q_t, there
+
+
+def action_values(net: HanabiNet, batch: Batch) -> list[Tensor]:
+    """(N, A) of each group: the values of all moves in the states of all rows.
+
+    The network encodes its own moves: those of another would not fit its states.
+    """
+    x = net.encode(batch.texts)
+    h = net.remember(x[batch.own])
+    o = x + h.flatten(0, 1)[batch.place]
+    e = net.encode(batch.moves)
+    return [net.values(o[group.rows], e[group.moves], group.legal_t) for group in batch.groups]

@@ -1,0 +1,219 @@
+"""HanabiNet: texts of views and moves to Q values, with FoX as the encoder and as the memory.
+
+Legend: R texts, T words of a text, C clauses of a text, d width, S seats, L own turns of a seat, A
+moves.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fox.agents.hanabi.encoder import ClauseVectors, LastFeature, WordVectors
+from fox.agents.hanabi.memory import MEMORIES, FoxMemory, LSTMMemory, Memory, NoMemory, small_fox
+from fox.agents.hanabi.text import VOCABULARY, WORD_IDS, Style, Texts
+from fox.layers import ForgettingAttention
+from fox.policy import FoxPolicy
+
+Unit = Literal["clause", "token"]
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The shape and the parts of a HanabiNet.
+
+    Args:
+        hidden_size: d.
+        num_hidden_layers: FoX blocks that read a text.
+        num_heads: of every FoX block; a divisor of hidden_size.
+        unit: what those blocks read: "clause", the vectors of a text's clauses, or "token", its
+            words, beside which the clauses' vectors are added to what comes out.
+        memory: over a seat's own turns: "fox" (FoX blocks), "lstm", or "none".
+        memory_layers: of either.
+        centre: whether advantages are counted from their mean over the legal moves.
+        style: of the texts, as in fox.agents.hanabi.text.
+        pretrained: folder of a FoX language model over VOCABULARY, whose embedding and blocks the
+            tokens start from; None draws them.
+
+    Raises:
+        ValueError: a value is out of its range, or two do not fit together.
+    """
+
+    hidden_size: int = 64
+    num_hidden_layers: int = 1
+    num_heads: int = 2
+    unit: Unit = "clause"
+    memory: Literal["fox", "lstm", "none"] = "fox"
+    memory_layers: int = 1
+    centre: bool = False
+    style: Style = "full"
+    pretrained: str | None = None
+
+    def __post_init__(self) -> None:
+        allowed = {"unit": get_args(Unit), "memory": MEMORIES, "style": get_args(Style)}
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                raise ValueError(
+                    f"NetworkConfig.{name} must be one of {values}, but got {getattr(self, name)!r}"
+                )
+        for name in ("hidden_size", "num_hidden_layers", "num_heads", "memory_layers"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"NetworkConfig.{name} must be at least 1, but got {getattr(self, name)}"
+                )
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                "NetworkConfig.hidden_size must be a multiple of num_heads, "
+                f"but got {self.hidden_size} and {self.num_heads}"
+            )
+        if self.pretrained is not None and self.unit != "token":
+            raise ValueError(
+                f"a pretrained language model reads tokens: set unit='token', but got {self.unit!r}"
+            )
+
+
+class HanabiNet(nn.Module):
+    """Q values of moves from texts, the same weights for every number of players.
+
+    x = encode(view), h = memory(x of one's own turns), o = x + h, e = encode(move);
+    Q(o, e) = V(o) + w . silu(W (W_o o * W_a e)).
+
+    Args:
+        config: its shape and parts.
+
+    Attributes:
+        config: as given.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        d = config.hidden_size
+        self.clauses = ClauseVectors(d)
+        self.words: WordVectors | None = None
+        self.reader = LastFeature(
+            FoxPolicy(small_fox(d, config.num_hidden_layers, config.num_heads))
+        )
+        if config.unit == "token":
+            self.words = WordVectors(d)
+            if config.pretrained is not None:
+                self._start_from(Path(config.pretrained), self.words)
+        self.memory: Memory
+        if config.memory == "fox":
+            self.memory = FoxMemory(small_fox(d, config.memory_layers, config.num_heads))
+        elif config.memory == "lstm":
+            self.memory = LSTMMemory(d, config.memory_layers)
+        else:
+            self.memory = NoMemory()
+        self.head = DuelingHead(d, config.centre)
+        for module in self.modules():
+            if isinstance(module, ForgettingAttention):
+                # For 475 sequences of 5 on a CPU "blocked" takes 50 times as long where their
+                # lengths differ, and 2 times as long where they do not.
+                module.backend = "reference"
+
+    def encode(self, texts: Texts) -> Tensor:
+        """Texts -> (R, d); nothing depends on padding, or on the other texts."""
+        clauses = self.clauses(texts)
+        if self.words is None:
+            return self.reader(clauses)
+        return self.reader(self.words(texts)) + clauses.sums()
+
+    def remember(self, x: Tensor) -> Tensor:
+        """(S, L, d) -> (S, L, d): what a seat remembers at each of its turns; padding to the right.
+
+        Args:
+            x: (S, L, d), from encode, of a seat's own turns from the beginning of a game.
+        """
+        return self.memory(x)
+
+    def values(self, o: Tensor, e: Tensor, legal: Tensor | None = None) -> Tensor:
+        """Q of every move in every state, (R, A).
+
+        Args:
+            o: (R, d), x + h.
+            e: (A, d), encoded moves.
+            legal: (R, A) bool, which the mean of a centred head needs.
+        """
+        return self.head(o, e, legal)
+
+    def new_memory(self, rows: int, max_turns: int) -> object:
+        """The memory of that many seats at the beginning of games, for `step`."""
+        return self.memory.start(rows, max_turns)
+
+    @torch.no_grad()
+    def step(self, state: object, x: Tensor) -> tuple[Tensor, object]:
+        """(S, d) -> (S, d) and the next state: `remember`, one own turn of each row at a time."""
+        return self.memory.step(state, x)
+
+    def _start_from(self, folder: Path, words: WordVectors) -> None:
+        """The language model reads as it did: fields and offsets begin at 0."""
+        from fox.checkpoints import load_checkpoint  # needs tokenizers, which a network does not
+
+        model, tokenizer = load_checkpoint(folder)
+        needed = {
+            "vocab_size": len(VOCABULARY),
+            "hidden_size": self.config.hidden_size,
+            "num_hidden_layers": self.config.num_hidden_layers,
+            "num_heads": self.config.num_heads,
+            "fgate_type": "full",
+            "use_rope": False,
+            "use_k_shift": False,
+            "use_v_shift": False,
+        }
+        found = {name: getattr(model.config, name) for name in needed}
+        if found != needed:
+            wrong = [f"{name}={found[name]}" for name in needed if found[name] != needed[name]]
+            right = [f"{name}={needed[name]}" for name in needed if found[name] != needed[name]]
+            raise ValueError(
+                f"the language model in {folder} has {', '.join(wrong)}, but the network needs "
+                f"{', '.join(right)}: train another, or change the network's sizes"
+            )
+        if tokenizer is not None and tokenizer.get_vocab() != WORD_IDS:
+            raise ValueError(
+                f"the tokenizer in {folder} has other words or numbers them otherwise than the "
+                "network: train a language model on what fox-hanabi transcripts writes now"
+            )
+        self.reader = LastFeature(FoxPolicy.from_checkpoint(folder).float())
+        with torch.no_grad():
+            words.word.weight.copy_(model.model.embeddings.weight)
+            words.field.weight.zero_()
+            words.offset.weight.zero_()
+
+
+class DuelingHead(nn.Module):
+    """Q(o, e) = V(o) + A(o, e), A(o, e) = w . silu(W (W_o o * W_a e)), V of two layers.
+
+    Args:
+        d: width.
+        centre: whether the mean of A over the legal moves is taken off.
+    """
+
+    def __init__(self, d: int, centre: bool) -> None:
+        super().__init__()
+        self.centre = centre
+        self.state = nn.Linear(d, d)
+        self.action = nn.Linear(d, d)
+        self.mixed = nn.Linear(d, d)
+        self.advantage = nn.Linear(d, 1, bias=False)
+        self.value = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, 1))
+
+    def forward(self, o: Tensor, e: Tensor, legal: Tensor | None) -> Tensor:
+        """(R, d), (A, d), (R, A) bool -> (R, A)."""
+        # W (s * u) = (W diag(u)) s: a matrix for each move, side by side in one product, takes two
+        # thirds of the time of the products s * u of all states and moves.
+        moves = self.mixed.weight * self.action(e).unsqueeze(1)  # (A, d, d)
+        bias = self.mixed.bias.repeat(len(e))
+        mixed = torch.addmm(bias, self.state(o), moves.flatten(0, 1).t())
+        advantage = F.silu(mixed).unflatten(1, (len(e), -1)) @ self.advantage.weight[0]
+        if self.centre:
+            if legal is None:
+                raise ValueError(
+                    "with centre the values of moves depend on which are legal: pass legal (R, A)"
+                )
+            mean = (advantage * legal).sum(1, keepdim=True) / legal.sum(1, keepdim=True)
+            advantage = advantage - mean
+        return self.value(o) + advantage
