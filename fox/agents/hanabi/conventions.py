@@ -174,6 +174,8 @@ def hail_mary(reading: Reading, generator: np.random.Generator) -> int | None:
 
     Source: Walton-Rivers et al., Piers.
     """
+    if reading.view.deck:
+        return None
     return play_likely(reading, generator, at_least=0, spare_life=True)
 
 

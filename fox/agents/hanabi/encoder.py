@@ -41,6 +41,15 @@ class Sequences(NamedTuple):
         real = (place >= self.start[:, None]).to(self.vectors.dtype)
         return F.embedding_bag(self.number, self.vectors, mode="sum", per_sample_weights=real)
 
+    def then(self, last: Tensor) -> "Sequences":
+        """The same, each with one vector more: last is (R, d)."""
+        number = torch.arange(len(last), device=last.device) + len(self.vectors)
+        return Sequences(
+            torch.cat([self.vectors, last]),
+            torch.cat([self.number, number.unsqueeze(1)], 1),
+            self.start,
+        )
+
 
 class ClauseVectors(nn.Module):
     """mlp(sum over the words of a clause of J[word, field] + K[offset of the clause])."""

@@ -27,7 +27,7 @@ def small_fox(d: int, num_layers: int, num_heads: int) -> FoxConfig:
         num_hidden_layers=num_layers,
         num_heads=num_heads,
         intermediate_size=2 * d,
-        initializer_range=0.5 / math.sqrt(d),
+        initializer_range=1 / math.sqrt(d),
         decay_time_min=_DECAY,
         decay_time_max=_DECAY,
     )
