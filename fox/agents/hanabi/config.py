@@ -96,12 +96,13 @@ class RunSettings:
     checkpoint_seconds: float = 120.0
 
     def __post_init__(self) -> None:
-        least = {"seed": 0, "warmup_games": 1, "test_games": 0, "checkpoint_seconds": 0}
-        for name in ("games", "report_games", "evaluation_games", *least):
-            if getattr(self, name) < least.get(name, 1):
+        least: dict[str, float] = {"games": 1, "report_games": 1, "warmup_games": 1}
+        least |= {"seed": 0, "test_games": 0, "checkpoint_seconds": 0}
+        least["evaluation_games"] = 2  # an interval needs two
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
                 raise ValueError(
-                    f"run.{name} must be at least {least.get(name, 1)}, "
-                    f"but got {getattr(self, name)}"
+                    f"run.{name} must be at least {bound}, but got {getattr(self, name)}"
                 )
         if not self.replay_ratio > 0:
             raise ValueError(f"run.replay_ratio must be above 0, but got {self.replay_ratio}")
@@ -151,7 +152,7 @@ class RunConfig:
 
     @classmethod
     def of(cls, values: dict[str, Any]) -> "RunConfig":
-        """The inverse of as_dict."""
+        """The inverse of as_dict; what is left out is as by default."""
         parts = {
             "env": EnvConfig,
             "network": NetworkConfig,
@@ -161,4 +162,4 @@ class RunConfig:
             "actors": ActorsConfig,
             "run": RunSettings,
         }
-        return cls(**{name: kind(**values[name]) for name, kind in parts.items()})
+        return cls(**{name: parts[name](**value) for name, value in values.items()})

@@ -16,6 +16,7 @@ from fox.agents.dqn import huber
 from fox.agents.flat import flattened
 from fox.agents.hanabi.batch import Batch, Group, batch_of
 from fox.agents.hanabi.network import HanabiNet
+from fox.agents.hanabi.otherplay import renamed_at_random
 from fox.agents.hanabi.replay import Replay
 from fox.agents.hanabi.targets import (
     Bomb,
@@ -42,6 +43,8 @@ class LearnerConfig:
         gamma: discount per turn, whoever moves.
         bomb: what the last lost life costs: "strict" the score, or "keep" nothing.
         burn_in: rounds at the beginning of games that are remembered, but not learnt.
+        other_play: whether each seat of a game sees the colours under names of its own, as in
+            fox.agents.hanabi.otherplay.
         learning_rate: Adam's at the beginning.
         final_rate: the share of it that is left at the last update; it falls in a line.
         adam_eps: Adam's.
@@ -58,6 +61,7 @@ class LearnerConfig:
     gamma: float = 0.99
     bomb: Bomb = "strict"
     burn_in: int = 0
+    other_play: bool = False
     learning_rate: float = 2e-3
     final_rate: float = 0.1
     adam_eps: float = 1e-5
@@ -132,10 +136,11 @@ class Learner:
             lag_mean, lag_p95, lag_max, by how many updates the weights that played are older.
         """
         config = self.config
-        sample = self.replay.sample(
-            np.random.default_rng([self.seed, self.version]), config.batch_games
-        )
+        generator = np.random.default_rng([self.seed, self.version])
+        sample = self.replay.sample(generator, config.batch_games)
         batch = batch_of(sample.episodes, self.net.config.style)
+        if config.other_play:
+            batch = renamed_at_random(batch, generator)
         loss, metrics, errors = self._loss(batch, torch.from_numpy(sample.weights))
         parts = torch.autograd.grad(loss, list(self.net.parameters()), materialize_grads=True)
         gradient = torch.cat([part.flatten() for part in parts])

@@ -133,9 +133,7 @@ class _ExploringSeat:
         return actions
 
 
-def _episode(
-    game: Game, number: int, version: int, logs: Sequence[Sequence[_Decision]]
-) -> Episode:
+def _episode(game: Game, number: int, version: int, logs: Sequence[Sequence[_Decision]]) -> Episode:
     P = game.rules.players
     decisions = [logs[turn % P][turn // P] for turn in range(game.turn)]
     legal = np.zeros((game.turn, len(game.rules.moves)), bool)

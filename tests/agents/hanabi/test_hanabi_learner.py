@@ -11,6 +11,7 @@ from episodes import made_up
 from fox.agents.hanabi.batch import batch_of
 from fox.agents.hanabi.learner import Learner, LearnerConfig, action_values
 from fox.agents.hanabi.network import HanabiNet, NetworkConfig
+from fox.agents.hanabi.otherplay import renamed_at_random
 from fox.agents.hanabi.replay import Replay, ReplayConfig, Sample
 from fox.agents.hanabi.text import action_texts, collate, observation_places
 
@@ -278,8 +279,20 @@ def test_what_is_published_is_a_copy():
     assert (weights != one.weights()).any()
 
 
-def test_a_learner_goes_on_bit_for_bit(tmp_path):
-    one = learner(target_every=2)
+def test_other_play_learns_from_the_same_games_under_other_names():
+    plain, renamed = learner(), learner(other_play=True)
+    generator = np.random.default_rng([0, 0])
+    sample = renamed.replay.sample(generator, 6)
+    batch = renamed_at_random(batch_of(sample.episodes, "full"), generator)
+    expected, _, _ = renamed._loss(batch, torch.from_numpy(sample.weights))
+    loss = renamed.step()["loss"]
+    assert loss == pytest.approx(expected.item())
+    assert loss != pytest.approx(plain.step()["loss"])
+
+
+@pytest.mark.parametrize("other_play", [False, True])
+def test_a_learner_goes_on_bit_for_bit(tmp_path, other_play):
+    one = learner(target_every=2, other_play=other_play)
     for _ in range(3):
         one.step()
     file = io.BytesIO()

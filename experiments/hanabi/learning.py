@@ -1,0 +1,211 @@
+"""Do small FoX agents learn the reduced games on two cores within twenty minutes, and what carries?
+
+Each agent is one set of weights that learns by self-play with several numbers of players at once,
+by `fox-hanabi train` with a preset; two train at a time, each on one core. KINDS says what differs:
+the game, the numbers of players, and the memory over own turns. Then all play with all, and with
+the rule agents, by `fox-hanabi evaluate`. The same command goes on where it was stopped.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from rich.progress import track
+
+from fox.agents.hanabi.config import RunConfig
+from fox.agents.hanabi.evaluate import evaluate
+from fox.agents.hanabi.run import new_net, run_agent
+from fox.agents.metrics import read_table
+from fox.figures import FAINT, INK, PALETTE, new_figure, plain_axes, save_figure
+
+HERE = Path(__file__).parent
+sys.path.append(str(HERE.parent / "realtime"))
+
+from record import Line, interval, record  # noqa: E402 - it is found there
+
+BUDGET = 2400  # CPU-seconds: twenty minutes of two cores
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Agents that differ in the seed alone.
+
+    Attributes:
+        preset: of fox-hanabi train.
+        players: numbers of players that they learn with.
+        memory: over own turns.
+        wanted: the mean strict score that is asked for, by the number of players.
+    """
+
+    preset: str
+    players: tuple[int, ...]
+    memory: str
+    wanted: dict[int, float]
+
+
+MINI, SMALL = {2: 3.6, 3: 3.3}, {2: 4.6, 3: 4.4}
+KINDS = {
+    "mini, FoX memory": Kind("mini", (2, 3), "fox", MINI),
+    "mini, LSTM memory": Kind("mini", (2, 3), "lstm", {}),
+    "mini, no memory": Kind("mini", (2, 3), "none", {}),
+    "small, FoX memory": Kind("small", (2, 3), "fox", SMALL),
+    "small, never with 3": Kind("small", (2, 4), "fox", {}),
+}
+
+
+def config(name: str, seed: int, folder: Path) -> RunConfig:
+    """What a run of this kind is."""
+    kind = KINDS[name]
+    path = files("fox.agents.hanabi.configs") / f"{kind.preset}.yaml"
+    preset = RunConfig.of(yaml.safe_load(path.read_text()))
+    return replace(
+        preset,
+        env=replace(preset.env, players=list(kind.players)),
+        network=replace(preset.network, memory=kind.memory),
+        run=replace(preset.run, seed=seed, folder=str(folder)),
+    )
+
+
+def place(runs: Path, name: str, seed: int) -> Path:
+    """The folder of a run."""
+    return runs / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+
+
+def learn(name: str, seed: int, runs: Path) -> dict[str, Any]:
+    """One agent: its evaluation, and the curve of its training."""
+    torch.set_num_threads(1)
+    ours = config(name, seed, place(runs, name, seed))
+    result = run_agent(ours, lambda row: None, lambda: False)
+    curve = read_table(place(runs, name, seed) / "metrics.csv")
+    return {
+        "kind": name,
+        "seed": seed,
+        "weights": sum(p.numel() for p in new_net(ours).parameters()),
+        "games": ours.run.games,
+        "turns": int(curve[-1]["turns"] or 0),
+        "updates": result["version"],
+        "cpu_seconds": round(result["cpu_seconds"], 1),
+        "seconds": round(result["seconds"], 1),
+        "scores": result["scores"],
+        "curve": [
+            {key: row[key] for key in ("games", "cpu_seconds", *tests(KINDS[name].players))}
+            for row in curve
+        ],
+    }
+
+
+def tests(players: Sequence[int]) -> list[str]:
+    """The columns of metrics.csv with greedy scores."""
+    return [f"test_{P}p" for P in players]
+
+
+def learn_all(seeds: Sequence[int], names: Sequence[str], runs: Path) -> Iterator[dict[str, Any]]:
+    """Every kind and seed, two at a time, as they come."""
+    jobs = [(name, seed) for name in names for seed in seeds]
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(learn, *job, runs) for job in jobs]):
+            yield done.result()
+
+
+def scores(runs: Sequence[dict[str, Any]], name: str, P: int) -> list[float]:
+    """Mean strict scores of a kind with P players, by seed."""
+    of_kind = sorted((run for run in runs if run["kind"] == name), key=lambda run: run["seed"])
+    return [run["scores"][f"{P}p"]["strict"] for run in of_kind]
+
+
+def acceptance(runs: Sequence[dict[str, Any]]) -> list[Line]:
+    """What was asked for, and what came out."""
+    lines = []
+    for name, kind in KINDS.items():
+        for P, least in kind.wanted.items():
+            middle, low, high = interval(scores(runs, name, P))
+            measured = f"{middle:.2f} ({low:.2f} to {high:.2f})"
+            lines.append(Line(f"{name}, {P} players: {least} or more", measured, middle >= least))
+    longest = max(run["cpu_seconds"] for run in runs)
+    wanted = f"each learns in {BUDGET} CPU-seconds or fewer"
+    return [*lines, Line(wanted, longest, longest <= BUDGET)]
+
+
+def table(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Mean strict scores over seeds of every kind, with their intervals."""
+    rows = []
+    for name, kind in KINDS.items():
+        for key in next(run["scores"] for run in runs if run["kind"] == name):
+            P = int(key[:-1])
+            values = scores(runs, name, P)
+            middle, low, high = interval(values)
+            rows.append(
+                {"kind": name, "players": P, "trained": P in kind.players, "seeds": len(values)}
+                | {"strict": middle, "low": low, "high": high}
+            )
+    return rows
+
+
+def draw(path: Path, runs: Sequence[dict[str, Any]]) -> None:
+    """Curves of the greedy scores, one panel for each game and number of players."""
+    panels = [(preset, P) for preset in ("mini", "small") for P in (2, 3)]
+    figure = new_figure(13, 4)
+    for axes, (preset, P) in zip(figure.subplots(1, len(panels)).flat, panels, strict=True):
+        plain_axes(axes, f"{preset}, {P} players", "CPU-seconds", "")
+        for number, (name, kind) in enumerate(KINDS.items()):
+            if kind.preset != preset or P not in kind.players:
+                continue
+            curves = [run["curve"] for run in runs if run["kind"] == name]
+            x = np.mean([[point["cpu_seconds"] for point in curve] for curve in curves], axis=0)
+            y = np.array([[point[f"test_{P}p"] for point in curve] for curve in curves])
+            axes.plot(x, y.mean(0), color=PALETTE[number], label=name)
+            axes.fill_between(x, y.min(0), y.max(0), color=PALETTE[number], alpha=0.12, linewidth=0)
+            if kind.wanted:
+                axes.axhline(kind.wanted[P], color=FAINT, linestyle=":", linewidth=1.2)
+        axes.set_ylim(bottom=0)
+    figure.axes[0].set_ylabel("mean strict score, greedy", color=INK)
+    handles = {
+        label: handle
+        for axes in figure.axes
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    about = "lines: means over the seeds; bands: lowest and highest; dotted: asked for"
+    figure.supxlabel(about, fontsize=8.5, color=FAINT)
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside upper center", ncols=5, frameon=False
+    )
+    save_figure(figure, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--runs", type=Path, default=Path("runs/hanabi-learning"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
+    options = parser.parse_args()
+    started = time.perf_counter()
+    seeds, names = range(options.seeds), options.kinds
+    found = learn_all(seeds, names, options.runs)
+    runs = list(track(found, "agents", total=len(names) * len(seeds)))
+    if set(names) != set(KINDS):
+        return  # a part of the work, for another call to go on from
+    runs.sort(key=lambda run: (list(KINDS).index(run["kind"]), run["seed"]))
+    for preset, kind in (("mini", "mini, FoX memory"), ("small", "small, FoX memory")):
+        folders = [str(place(options.runs, kind, seed)) for seed in seeds]
+        evaluate(folders, output=str(options.results / f"cross_play_{preset}"))
+    results = {"table": table(runs), "runs": runs}
+    seconds = time.perf_counter() - started
+    packages = ("numpy", "torch", "open-spiel")
+    lines = acceptance(runs)
+    record(__file__, options.results, lines, results, seconds=seconds, packages=packages)
+    draw(options.results / "learning.png", runs)
+
+
+if __name__ == "__main__":
+    main()
