@@ -47,8 +47,8 @@ class ActorsConfig:
             "process" beside it; "ray" on as many machines as Ray has.
         workers: of "process" and "ray".
         games: of a wave, which one worker plays in lock step with one version of the weights.
-        ahead: waves that may be finished or played before the learner takes them; bounds how old
-            the weights behind a game are.
+        ahead: waves that each worker may have played, or be due to play, before the learner takes
+            them; the more, the older the weights behind a game.
 
     Raises:
         ValueError: a value is out of its range.

@@ -123,7 +123,7 @@ class ProcessActors:
         for child in [child for child in self._children.values() if child.pipe in ready]:
             try:
                 message: Message = pickle.loads(child.pipe.recv_bytes())
-            except (EOFError, ConnectionResetError):
+            except (EOFError, OSError):  # the latter where it died while it was sending
                 self._replace(child)
                 continue
             if isinstance(message, str):

@@ -13,7 +13,14 @@ RULES = Rules.of("2c2r", 2)
 
 
 class Echo:
-    """Waves of two games, which tell their numbers, the weights, and where they were played."""
+    """Waves of two games, which tell their numbers, the weights, and where they were played.
+
+    Args:
+        words: of a game.
+    """
+
+    def __init__(self, words=1000):
+        self.words = words
 
     def play(self, flat, version, wave):
         assert (flat == version).all(), "torn weights, or those of another version"
@@ -22,8 +29,8 @@ class Echo:
                 rules=RULES,
                 number=number,
                 version=version,
-                words=np.full(1000, number, np.int16),
-                lengths=np.full(20, 50, np.int16),
+                words=np.full(self.words, number, np.int16),
+                lengths=np.full(20, self.words // 20, np.int16),
                 actions=np.zeros(20, np.int16),
                 legal=np.ones((20, len(RULES.moves)), bool),
                 explored=np.zeros(20, bool),

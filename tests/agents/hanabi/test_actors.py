@@ -61,6 +61,14 @@ def take(actors, number):
     )
 
 
+def wait_for(folder, waves):
+    """Returns when as many waves have begun."""
+    until = time.monotonic() + 60
+    while len(list(folder.iterdir())) < waves:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_wave_comes_once_with_the_weights_that_are_the_newest_when_it_begins(kind, opened):
     actors = opened(kind, first_wave=3, workers=2)
@@ -96,6 +104,16 @@ def test_a_killed_worker_is_replaced_and_no_wave_is_lost_or_doubled(opened):
     assert 2 in take(actors, 1 + 2 * AHEAD)[1]
 
 
+def test_a_worker_that_is_killed_while_it_tells_is_replaced(opened, tmp_path):
+    actors = opened("process", factory=partial(rehearsals.Echo, 500_000))
+    actors.publish(weights_of(1), 1)
+    wait_for(tmp_path, AHEAD)
+    time.sleep(0.2)  # a wave is more than a pipe takes, and nobody reads
+    actors._children[0].process.kill()
+    assert take(actors, 3)[0] == [0, 1, 2]
+    assert actors.counters["lost"] == 1
+
+
 def test_an_exception_in_a_worker_reaches_the_learner_with_its_traceback(opened):
     actors = opened("process", raises=2)
     actors.publish(weights_of(1), 1)
@@ -124,9 +142,7 @@ def test_workers_wait_for_a_learner_that_is_slower(opened, tmp_path):
     actors = opened("process")
     actors.publish(weights_of(1), 1)
     assert take(actors, 1)[0] == [0]
-    until = time.monotonic() + 20
-    while len(list(tmp_path.iterdir())) < 1 + AHEAD and time.monotonic() < until:
-        time.sleep(0.01)  # the worker does not wait for us before that
+    wait_for(tmp_path, 1 + AHEAD)  # the worker does not wait for us before that
     time.sleep(0.2)
     assert len(list(tmp_path.iterdir())) == 1 + AHEAD
 

@@ -35,7 +35,7 @@ def test_updates_follow_the_games_after_the_warm_up():
 
 @pytest.mark.parametrize("players", [[], [2, 2]])
 def test_numbers_of_players_are_named_once(players):
-    with pytest.raises(ValueError, match="env.players names numbers of players, each once"):
+    with pytest.raises(ValueError, match=r"env.players names numbers of players, each once"):
         EnvConfig("2c2r", players)
 
 

@@ -152,7 +152,7 @@ def test_a_run_can_be_played_by_processes(tmp_path):
 
 def test_a_folder_without_a_run_is_named_with_those_inside(whole, tmp_path):
     folder = whole[0]
-    with pytest.raises(ValueError, match="but found no .*: choose one of .*run"):
+    with pytest.raises(ValueError, match=r"but found no .*: choose one of .*run"):
         read_agent(folder.parent)
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     with pytest.raises(ValueError, match="has saved no weights yet: let it train on"):
