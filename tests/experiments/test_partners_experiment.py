@@ -1,4 +1,4 @@
-"""The experiment with rule agents: what is expected is checked agent by agent, on the same decks."""
+"""The experiment with rule agents: every number that is expected is checked, on the same decks."""
 
 import json
 import sys

@@ -81,7 +81,7 @@ class WordVectors(nn.Module):
         self.field = nn.Embedding(len(FIELDS), d)
         self.offset = nn.Embedding(MAX_PLAYERS, d)
         for table in (self.word, self.field, self.offset):
-            nn.init.normal_(table.weight, std=0.5)
+            nn.init.normal_(table.weight, std=0.2)
 
     def forward(self, texts: Texts) -> Sequences:
         """Texts -> a vector for each of their words."""

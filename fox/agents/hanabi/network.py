@@ -6,7 +6,7 @@ moves.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -76,16 +76,23 @@ class NetworkConfig:
 
 
 class HanabiNet(nn.Module):
-    """Q values of moves from texts, the same weights for every number of players.
+    """Values of moves, both told in words: the same weights for every number of players.
 
-    x = encode(view), h = memory(x of one's own turns), o = x + h, e = encode(move);
-    Q(o, e) = V(o) + w . silu(W (W_o o * W_a e)).
+    x_t = encode(view at one's own turn t), h_t = remember(x_0, ..., x_t), o_t = x_t + h_t,
+    e = encode(move), Q(o_t, e) = V(o_t) + A(o_t, e).
 
     Args:
         config: its shape and parts.
 
     Attributes:
         config: as given.
+
+    Example:
+        >>> x = net.encode(collate(views, places))
+        >>> o = x + net.remember(x[None])[0]  # the own turns of one seat in one game
+        >>> Q = net.values(o, net.encode(action_texts(rules.moves)))
+
+    Source: the idea of texts for both, A Generalist Hanabi Agent, ICLR 2025.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -143,13 +150,23 @@ class HanabiNet(nn.Module):
         """
         return self.head(o, e, legal)
 
-    def new_memory(self, rows: int, max_turns: int) -> object:
-        """The memory of that many seats at the beginning of games, for `step`."""
+    def new_memory(self, rows: int, max_turns: int) -> Any:
+        """What seats remember at the beginning of games, for `step`.
+
+        Args:
+            rows: seats.
+            max_turns: the most own turns that one of them may have.
+        """
         return self.memory.start(rows, max_turns)
 
     @torch.no_grad()
-    def step(self, state: object, x: Tensor) -> tuple[Tensor, object]:
-        """(S, d) -> (S, d) and the next state: `remember`, one own turn of each row at a time."""
+    def step(self, state: Any, x: Tensor) -> tuple[Tensor, Any]:
+        """(S, d) -> (S, d), and the next state: what `remember` gives, turn by turn.
+
+        Args:
+            state: from new_memory or the step before; it is used up.
+            x: (S, d), of the next own turn of each row.
+        """
         return self.memory.step(state, x)
 
     def _start_from(self, folder: Path, words: WordVectors) -> None:

@@ -9,13 +9,20 @@ from saved_runs import save_run
 
 from fox.agents.hanabi import pairings as module
 from fox.agents.hanabi.cli import main
-from fox.agents.hanabi.evaluate import cross_play_rows, crossed, evaluate, self_play_rows
+from fox.agents.hanabi.evaluate import (
+    cross_play_rows,
+    crossed,
+    evaluate,
+    seeds_rows,
+    self_play_rows,
+)
 from fox.agents.hanabi.pairings import Agent, Pairings, read_learnt, trainings
 from fox.agents.hanabi.partners import PARTNERS, partner
 from fox.agents.hanabi.player import NetworkPlayer
 from fox.agents.hanabi.report import report_self_play
 from fox.agents.hanabi.rules import Rules
 from fox.agents.hanabi.run import EVALUATION, read_agent
+from fox.agents.hanabi.scores import Scores
 from fox.agents.hanabi.table import play_games
 
 pytestmark = pytest.mark.usefixtures("engine")
@@ -117,13 +124,29 @@ def test_runs_of_other_seeds_are_compared_with_every_number_of_players(evaluated
     assert [(row["players"], row["agents"]) for row in rows] == [
         (P, "mini-0, mini-1") for P in "234"
     ]
-    pairs = rows_of(evaluated / "pairings.csv")
-    for row, P in zip(rows, "23", strict=False):
-        of = {(r["host"], r["guest"]): float(r["strict"]) for r in pairs if r["players"] == P}
-        apart = np.mean([of["mini-0", "mini-1"], of["mini-1", "mini-0"]])
-        assert float(row["cross_play"]) == pytest.approx(apart)
-        alone = np.mean([of["mini-0", "mini-0"], of["mini-1", "mini-1"]])
-        assert float(row["gap"]) == pytest.approx(alone - apart)
+
+
+class Invented:
+    """Pairings whose scores were made up."""
+
+    game, decks = "2c2r", 2
+
+    def scores(self, host, guest, P):
+        decks = {
+            ("mini-0", "mini-0"): [4.0, 2.0],
+            ("mini-1", "mini-1"): [2.0, 2.0],
+            ("mini-0", "mini-1"): [1.0, 0.0],
+            ("mini-1", "mini-0"): [2.0, 1.0],
+        }[host.name, guest.name]
+        return Scores(*[np.array(decks)] * 5)
+
+
+def test_the_gap_is_self_play_less_play_with_other_seeds_deck_by_deck(runs):
+    (row,) = seeds_rows(Invented(), read_learnt([runs]), [2])
+    assert (row["self_play"], row["cross_play"], row["gap"]) == (2.5, 1.0, 1.5)
+    assert row["self_play_error"] == pytest.approx(0.5)  # decks of 3 and 2
+    assert row["cross_play_error"] == pytest.approx(0.5)  # of 1.5 and 0.5
+    assert row["gap_error"] == pytest.approx(0)  # of 1.5 and 1.5
 
 
 def test_the_json_tells_what_the_numbers_need_beside_them(evaluated, runs):

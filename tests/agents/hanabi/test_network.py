@@ -78,6 +78,24 @@ def test_a_clause_is_its_words_by_field_and_its_offset_whatever_else_is_said():
         torch.testing.assert_close(found.sums()[row], torch.stack(expected).sum(0))
 
 
+@pytest.mark.parametrize("unit", UNITS)
+def test_the_sum_of_a_text_s_clauses_is_read_last_or_added_to_what_is_read_of_its_words(unit):
+    net = make_net(unit=unit)
+    rows, places = some_texts()
+    x = net.encode(collate(rows, places))
+    for row, (ids, place) in enumerate(zip(rows, places, strict=True)):
+        text = collate([ids], [place])
+        clauses = net.clauses(text)
+        each = clauses.vectors[clauses.number]  # (1, clauses, d)
+        whole = each.sum(1, keepdim=True)
+        if unit == "clause":
+            expected = net.reader.trunk(torch.cat([each, whole], 1))[:, -1]
+        else:
+            words = net.words(text)
+            expected = net.reader.trunk(words.vectors[words.number])[:, -1] + whole[:, 0]
+        torch.testing.assert_close(x[row], expected[0], rtol=1e-4, atol=1e-5)
+
+
 def test_what_is_said_twice_is_computed_once():
     net = make_net(unit="token")
     rows, places = some_texts()
