@@ -27,6 +27,7 @@ from fox.agents.hanabi.targets import (
     n_step_target,
 )
 
+DRAWS = 7  # of seeds: the table has 0 to 5 behind the number of a game, transcripts 6
 Targets = Literal["next", "own", "vdn"]
 
 
@@ -136,7 +137,7 @@ class Learner:
             lag_mean, lag_p95, lag_max, by how many updates the weights that played are older.
         """
         config = self.config
-        generator = np.random.default_rng([self.seed, self.version])
+        generator = np.random.default_rng([self.seed, self.version, DRAWS])
         sample = self.replay.sample(generator, config.batch_games)
         batch = batch_of(sample.episodes, self.net.config.style)
         if config.other_play:

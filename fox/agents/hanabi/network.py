@@ -19,6 +19,10 @@ from fox.layers import ForgettingAttention
 from fox.policy import FoxPolicy
 
 Unit = Literal["clause", "token"]
+# What a language model must share with the blocks that start from it.
+_SHAPE = ("hidden_size", "num_hidden_layers", "num_heads", "num_kv_heads", "intermediate_size")
+_SHAPE += ("fgate_type", "use_rope", "use_k_shift", "use_v_shift", "qk_norm", "use_output_norm")
+_SHAPE += ("use_output_gate", "qkv_bias")
 
 
 @dataclass(frozen=True)
@@ -174,16 +178,8 @@ class HanabiNet(nn.Module):
         from fox.checkpoints import load_checkpoint  # needs tokenizers, which a network does not
 
         model, tokenizer = load_checkpoint(folder)
-        needed = {
-            "vocab_size": len(VOCABULARY),
-            "hidden_size": self.config.hidden_size,
-            "num_hidden_layers": self.config.num_hidden_layers,
-            "num_heads": self.config.num_heads,
-            "fgate_type": "full",
-            "use_rope": False,
-            "use_k_shift": False,
-            "use_v_shift": False,
-        }
+        blocks = self.reader.trunk.config
+        needed = {"vocab_size": len(VOCABULARY)} | {name: getattr(blocks, name) for name in _SHAPE}
         found = {name: getattr(model.config, name) for name in needed}
         if found != needed:
             wrong = [f"{name}={found[name]}" for name in needed if found[name] != needed[name]]

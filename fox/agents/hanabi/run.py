@@ -103,7 +103,7 @@ def read_agent(folder: Path) -> tuple[RunConfig, HanabiNet]:
     path = _checkpoint(folder)
     if not path.is_file():
         raise ValueError(f"the run in {folder} has saved no weights yet: let it train on")
-    net = HanabiNet(replace(config.network, pretrained=None))
+    net = _blank_net(config)
     load_flat(net, torch.load(path, weights_only=True)["learner"]["weights"].numpy())
     return config, net
 
@@ -157,14 +157,14 @@ class _Run:
 
     def __init__(self, config: RunConfig) -> None:
         self.config, self.folder = config, Path(config.run.folder)
-        self.net = new_net(config)
+        path = _checkpoint(self.folder)
+        self.net = _blank_net(config) if path.is_file() else new_net(config)
         self.replay = Replay(config.replay)
         self.learner = Learner(
             self.net, self.replay, config.learner, config.run.seed, config.updates
         )
         self.progress = Progress()
         self.metrics: dict[str, float] = {}
-        path = _checkpoint(self.folder)
         if path.is_file():
             state = torch.load(path, weights_only=True)
             self.learner.load_state_dict(state["learner"])
@@ -272,6 +272,11 @@ class _Run:
         self.progress.seconds += now[0] - self._clock[0]
         self.progress.cpu_seconds += now[1] - self._clock[1]
         self._clock = now
+
+
+def _blank_net(config: RunConfig) -> HanabiNet:
+    """The network of a run whose weights are loaded: where it began need not be there any more."""
+    return HanabiNet(replace(config.network, pretrained=None))
 
 
 def _checkpoint(folder: Path) -> Path:

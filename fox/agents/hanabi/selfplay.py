@@ -4,7 +4,7 @@ Legend: E games of a wave, A moves of the rules.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -68,7 +68,7 @@ class SelfPlay:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.net = HanabiNet(plan.network)
+        self.net = HanabiNet(replace(plan.network, pretrained=None))  # the weights come with waves
 
     def play(self, flat: np.ndarray, version: int, wave: int) -> list[Episode]:
         """The games of a wave, played to their ends.

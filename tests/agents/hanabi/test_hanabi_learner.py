@@ -9,7 +9,7 @@ import torch
 from episodes import made_up
 
 from fox.agents.hanabi.batch import batch_of
-from fox.agents.hanabi.learner import Learner, LearnerConfig, action_values
+from fox.agents.hanabi.learner import DRAWS, Learner, LearnerConfig, action_values
 from fox.agents.hanabi.network import HanabiNet, NetworkConfig
 from fox.agents.hanabi.otherplay import renamed_at_random
 from fox.agents.hanabi.replay import Replay, ReplayConfig, Sample
@@ -229,8 +229,8 @@ def test_a_fixed_batch_is_fitted(targets):
 
 def test_errors_set_the_priorities_of_the_games_drawn():
     one = learner()
-    _, _, (largest, mean) = loss_of(one, one.replay.sample(np.random.default_rng([0, 0]), 6))
-    numbers = one.replay.sample(np.random.default_rng([0, 0]), 6).numbers
+    _, _, (largest, mean) = loss_of(one, one.replay.sample(np.random.default_rng([0, 0, DRAWS]), 6))
+    numbers = one.replay.sample(np.random.default_rng([0, 0, DRAWS]), 6).numbers
     one.step()
     priorities = one.replay._priorities()
     expected = (0.9 * largest + 0.1 * mean) ** 0.9
@@ -281,7 +281,7 @@ def test_what_is_published_is_a_copy():
 
 def test_other_play_learns_from_the_same_games_under_other_names():
     plain, renamed = learner(), learner(other_play=True)
-    generator = np.random.default_rng([0, 0])
+    generator = np.random.default_rng([0, 0, DRAWS])
     sample = renamed.replay.sample(generator, 6)
     batch = renamed_at_random(batch_of(sample.episodes, "full"), generator)
     expected, _, _ = renamed._loss(batch, torch.from_numpy(sample.weights))

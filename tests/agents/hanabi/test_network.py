@@ -265,7 +265,7 @@ def language_model(folder, **changes):
 
 
 def test_a_pretrained_network_reads_as_the_language_model_did(tmp_path):
-    model = language_model(tmp_path, intermediate_size=24)
+    model = language_model(tmp_path)
     net = make_net(unit="token", num_hidden_layers=2, pretrained=str(tmp_path))
     rows, places = some_texts()
     features = net.reader(net.words(collate(rows, places)))
@@ -281,6 +281,7 @@ def test_a_pretrained_network_reads_as_the_language_model_did(tmp_path):
         ({"hidden_size": 32, "num_heads": 4}, "has hidden_size=32, num_heads=4, but the network"),
         ({"num_hidden_layers": 1}, "needs num_hidden_layers=2: train another, or change"),
         ({"use_k_shift": True}, "has use_k_shift=True, but"),
+        ({"intermediate_size": 24}, "has intermediate_size=24, but"),
         ({"fgate_type": "none"}, "has fgate_type=none, but the network needs fgate_type=full"),
     ],
 )  # fmt: skip

@@ -8,7 +8,7 @@ from samples import NAMED, name
 from fox.agents.hanabi.rules import Rules
 from fox.agents.hanabi.table import play_games
 
-SEEDS = [(7, number) for number in range(6)]
+SEEDS = [(run, number) for run in (7, 8) for number in range(3)]
 
 
 class Player:
@@ -103,7 +103,6 @@ def test_a_game_is_the_same_alone_and_among_others_and_in_any_order():
     together = moves(SEEDS)
     assert [moves([seed])[0] for seed in SEEDS] == together
     assert moves(SEEDS[::-1]) == together[::-1]
-    assert moves([(8, number) for number in range(6)]) != together
     assert moves([]) == []
 
 
