@@ -33,8 +33,8 @@ class NetworkConfig:
         hidden_size: d.
         num_hidden_layers: FoX blocks that read a text.
         num_heads: of every FoX block; a divisor of hidden_size.
-        unit: what those blocks read: "clause", the vectors of a text's clauses, or "token", its
-            words, beside which the clauses' vectors are added to what comes out.
+        unit: what those blocks read before the sum of a text's clauses: "clause", a vector for each
+            of these, or "token", one for each word.
         memory: over a seat's own turns: "fox" (FoX blocks), "lstm", or "none".
         memory_layers: of either.
         centre: whether advantages are counted from their mean over the legal moves.
@@ -129,12 +129,10 @@ class HanabiNet(nn.Module):
     def encode(self, texts: Texts) -> Tensor:
         """Texts -> (R, d); nothing depends on padding, or on the other texts."""
         clauses = self.clauses(texts)
-        whole = clauses.sums()
-        if self.words is None:
-            # The blocks read the clauses, and what they make of the sum of all is the text's
-            # vector. From the last clause alone, learning takes several times as long.
-            return self.reader(clauses.then(whole))
-        return self.reader(self.words(texts)) + whole
+        read = clauses if self.words is None else self.words(texts)
+        # What the blocks make of the sum of all clauses, which they read last, is the text's
+        # vector. From its last clause or word alone, learning takes several times as long.
+        return self.reader(read.then(clauses.sums()))
 
     def remember(self, x: Tensor) -> Tensor:
         """(S, L, d) -> (S, L, d): what a seat remembers at each of its turns; padding to the right.

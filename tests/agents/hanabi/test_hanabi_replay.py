@@ -117,6 +117,7 @@ def test_a_number_of_players_that_is_missing_is_left_out():
 
 def test_a_number_of_players_whose_games_have_all_left_is_left_out():
     replay = replay_of([3, 2, 2], capacity=2)
+    assert [rules.players for rules in replay.rules] == [2]
     assert {episode.rules.players for episode in drawn(replay, 6).episodes} == {2}
 
 

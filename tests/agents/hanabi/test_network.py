@@ -79,20 +79,17 @@ def test_a_clause_is_its_words_by_field_and_its_offset_whatever_else_is_said():
 
 
 @pytest.mark.parametrize("unit", UNITS)
-def test_the_sum_of_a_text_s_clauses_is_read_last_or_added_to_what_is_read_of_its_words(unit):
+def test_the_blocks_read_the_clauses_or_the_words_and_then_the_sum_of_the_clauses(unit):
     net = make_net(unit=unit)
     rows, places = some_texts()
     x = net.encode(collate(rows, places))
     for row, (ids, place) in enumerate(zip(rows, places, strict=True)):
         text = collate([ids], [place])
         clauses = net.clauses(text)
-        each = clauses.vectors[clauses.number]  # (1, clauses, d)
-        whole = each.sum(1, keepdim=True)
-        if unit == "clause":
-            expected = net.reader.trunk(torch.cat([each, whole], 1))[:, -1]
-        else:
-            words = net.words(text)
-            expected = net.reader.trunk(words.vectors[words.number])[:, -1] + whole[:, 0]
+        read = clauses if unit == "clause" else net.words(text)
+        whole = clauses.vectors[clauses.number].sum(1, keepdim=True)
+        sequence = torch.cat([read.vectors[read.number], whole], 1)
+        expected = net.reader.trunk(sequence)[:, -1]
         torch.testing.assert_close(x[row], expected[0], rtol=1e-4, atol=1e-5)
 
 
