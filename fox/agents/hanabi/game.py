@@ -87,8 +87,10 @@ class Game:
         """Makes the move with this number; returns how the strict score changed.
 
         Raises:
-            ValueError: the move is not legal now.
+            ValueError: the move is not legal now, or the game is over.
         """
+        if self.over:
+            raise ValueError(f"the game is over after {self.turn} turns, but got move {action}")
         if action not in self.legal:
             raise ValueError(
                 f"seat {self.mover} may make the moves {self.legal} now, but got {action}"

@@ -76,7 +76,9 @@ def play_games(
         ValueError: there are not as many players as seats.
     """
     if len(players) != rules.players:
-        raise ValueError(f"expected a player for each of {rules.players} seats: {len(players)}")
+        raise ValueError(
+            f"expected a player for each of {rules.players} seats, but got {len(players)}"
+        )
     games = [Game.shuffled(rules, np.random.default_rng([*seed, 0])) for seed in seeds]
     seats = [
         player.sit(rules, [np.random.default_rng([*seed, 1 + seat]) for seed in seeds])

@@ -58,7 +58,7 @@ class View:
     Attributes:
         rules: of the game.
         seat: whose view it is.
-        mover: k where +k is to move; 0 where it is this seat's turn.
+        mover: k where +k is to move, or would if the game went on; 0 is this seat.
         turn: turns so far.
         clues, lives, deck: tokens, and cards to draw.
         turns_left: turns until the game ends, this one included, once the deck is empty; else None.
@@ -106,21 +106,18 @@ def read_view(
     """
     lines = text.split("\n")
     hands: list[list[str]] = [[]]
-    mover = -1  # over: nobody moves
     for at in range(4, len(lines)):
         line = lines[at]
-        if line == "Cur player":
-            mover = len(hands) - 1
-        elif line == _BETWEEN_HANDS:
+        if line == _BETWEEN_HANDS:
             hands.append([])
         elif line.startswith("Deck size: "):
             break
-        else:
+        elif line != "Cur player":
             hands[-1].append(line)
     return View(
         rules=rules,
         seat=seat,
-        mover=mover,
+        mover=(turn - seat) % rules.players,
         turn=turn,
         clues=int(lines[1][13:]),
         lives=int(lines[0][13:]),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parent))  # deals, oracle, samples, worlds
+sys.path.append(str(Path(__file__).parent))  # deals, grammar, oracle, samples, worlds
 
 
 @pytest.fixture(scope="session")

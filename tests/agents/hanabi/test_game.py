@@ -211,7 +211,7 @@ def test_an_illegal_move_is_refused_and_changes_nothing():
 @pytest.mark.usefixtures("engine")
 def test_nobody_moves_after_the_end():
     *_, game = played(TWO, 0)
-    with pytest.raises(ValueError, match=r"may make the moves \[\] now, but got 2"):
+    with pytest.raises(ValueError, match=r"the game is over after \d+ turns, but got move 2"):
         game.play(2)
 
 

@@ -123,5 +123,5 @@ def test_every_seat_of_every_game_has_random_numbers_of_its_own_that_repeat():
 
 def test_as_many_players_are_needed_as_there_are_seats():
     for number in (0, 1, 2, 4):
-        with pytest.raises(ValueError, match=f"a player for each of 3 seats: {number}$"):
+        with pytest.raises(ValueError, match=f"a player for each of 3 seats, but got {number}$"):
             play_games(Rules.of("2c2r", 3), SEEDS, [Player()] * number)

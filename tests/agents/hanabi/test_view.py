@@ -164,12 +164,12 @@ def test_the_string_of_the_engine_is_read_line_by_line():
         ]
     )
     rules = Rules(3, 2, 3, 2, 4, 2)
-    view = read_view(rules, 2, text, turn=8, turns_left=None, events=["a", "b", "c"], legal=[])
+    view = read_view(rules, 2, text, turn=6, turns_left=None, events=["a", "b", "c"], legal=[])
     assert view == View(
         rules=rules,
         seat=2,
         mover=1,
-        turn=8,
+        turn=6,
         clues=0,
         lives=2,
         deck=11,
