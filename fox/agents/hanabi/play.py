@@ -108,7 +108,7 @@ class Person:
         self.console.print(Columns(choices, padding=(0, 3), equal=True, column_first=True))
         while True:
             answer = self.ask(f"your move, 1 to {len(legal)}: ").strip()
-            if answer.isascii() and answer.isdecimal() and 1 <= int(answer) <= len(legal):
+            if answer.isdecimal() and 1 <= int(answer) <= len(legal):
                 return [legal[int(answer) - 1]]
             self.console.print(f"expected a number from 1 to {len(legal)}, but got {answer!r}")
 
