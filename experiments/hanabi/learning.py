@@ -65,7 +65,7 @@ KINDS = {
     "mini, LSTM memory": Kind("mini", (2, 3), "lstm", {}),
     "mini, no memory": Kind("mini", (2, 3), "none", {}),
     "small, FoX memory": Kind("small", (2, 3), "fox", SMALL),
-    "small, never with 3": Kind("small", (2, 4), "fox", {}, share=0.5),
+    "small, never with 3": Kind("small", (2, 4), "fox", {}, share=0.25),
 }
 
 
