@@ -10,10 +10,11 @@ from torch.nn.utils import parameters_to_vector
 
 
 def flattened(network: nn.Module) -> Tensor:
-    """The weights (N,), made into the memory of the network's parameters."""
-    flat = parameters_to_vector(network.parameters()).detach().numpy().copy()
-    load_flat(network, flat)
-    return torch.from_numpy(flat)
+    """The weights (N,) where they are, made into the memory of the network's parameters."""
+    with torch.inference_mode(False):  # or the vector could not be trained
+        vector = parameters_to_vector(network.parameters()).detach().clone()
+    _view(network, vector)
+    return vector
 
 
 def load_flat(network: nn.Module, flat: np.ndarray) -> None:
@@ -33,9 +34,12 @@ def load_flat(network: nn.Module, flat: np.ndarray) -> None:
             f"the weights of this network are {wanted} float32 numbers, but got {flat.dtype} of "
             f"shape {flat.shape}: were they written by one of another configuration?"
         )
+    _view(network, torch.from_numpy(flat))
+
+
+def _view(network: nn.Module, vector: Tensor) -> None:
     place = 0
     with torch.inference_mode(False):  # or the parameters could not be parameters
-        vector = torch.from_numpy(flat)
-        for p in parameters:
+        for p in network.parameters():
             p.data = vector[place : place + p.numel()].view_as(p)
             place += p.numel()

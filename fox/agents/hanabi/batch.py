@@ -8,7 +8,7 @@ group, whose games have the same rules: G games, T turns of the longest, N rows,
 
 from collections.abc import Mapping, Sequence
 from itertools import chain, groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -44,6 +44,13 @@ class Group(NamedTuple):
         """(N,) -> (G, T), 0 after the end."""
         return x_t.new_zeros(self.there.shape).masked_scatter(self.there, x_t)
 
+    def to(self, device: torch.device) -> "Group":
+        """The same with its tensors on a device."""
+        tensors = {
+            name: x.to(device) for name, x in self._asdict().items() if isinstance(x, Tensor)
+        }
+        return self._replace(**tensors)
+
 
 class Batch(NamedTuple):
     """Games to learn from.
@@ -61,6 +68,11 @@ class Batch(NamedTuple):
     own: Tensor
     place: Tensor
     groups: list[Group]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same with its tensors on a device; texts go there when they are read."""
+        groups = [group.to(device) for group in self.groups]
+        return self._replace(own=self.own.to(device), place=self.place.to(device), groups=groups)
 
 
 def batch_of(episodes: Sequence[Episode], style: Style) -> Batch:

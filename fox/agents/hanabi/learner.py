@@ -51,6 +51,7 @@ class LearnerConfig:
         adam_eps: Adam's.
         max_grad_norm: gradients longer than this are scaled down to it.
         target_every: updates between two copies of the weights to the target network.
+        device: where the learner computes: "cpu", "cuda" or "cuda:1"; actors play on CPUs.
 
     Raises:
         ValueError: a value is out of its range.
@@ -68,6 +69,7 @@ class LearnerConfig:
     adam_eps: float = 1e-5
     max_grad_norm: float = 5.0
     target_every: int = 100
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         for name, values in {"targets": get_args(Targets), "bomb": get_args(Bomb)}.items():
@@ -113,7 +115,8 @@ class Learner:
     def __init__(
         self, net: HanabiNet, replay: Replay, config: LearnerConfig, seed: int, total_updates: int
     ) -> None:
-        self.net, self.replay, self.config, self.seed = net, replay, config, seed
+        self.device = _device(config.device)
+        self.net, self.replay, self.config, self.seed = net.to(self.device), replay, config, seed
         self.total_updates = total_updates
         self.target = copy.deepcopy(net).requires_grad_(False)
         self._weights, self._target_weights = flattened(net), flattened(self.target)
@@ -142,7 +145,8 @@ class Learner:
         batch = batch_of(sample.episodes, self.net.config.style)
         if config.other_play:
             batch = renamed_at_random(batch, generator)
-        loss, metrics, errors = self._loss(batch, torch.from_numpy(sample.weights))
+        weights = torch.from_numpy(sample.weights).to(self.device)
+        loss, metrics, errors = self._loss(batch.to(self.device), weights)
         parts = torch.autograd.grad(loss, list(self.net.parameters()), materialize_grads=True)
         gradient = torch.cat([part.flatten() for part in parts])
         norm = gradient.norm()
@@ -161,14 +165,14 @@ class Learner:
 
     def weights(self) -> np.ndarray:
         """(W,) float32, a copy, in the order of net.parameters()."""
-        return self._weights.numpy().copy()
+        return self._weights.cpu().numpy().copy()
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next update depends on, beside the replay."""
         return {
             "version": self.version,
-            "weights": self._weights.clone(),
-            "target_weights": self._target_weights.clone(),
+            "weights": self._weights.clone().cpu(),
+            "target_weights": self._target_weights.clone().cpu(),
             "optimizer": copy.deepcopy(self._optimizer.state_dict()),
         }
 
@@ -221,7 +225,8 @@ class Learner:
         for name, parts in {"q": values, "td_error": errors}.items():
             numbers = torch.cat(parts)
             metrics[name] = float(numbers.sum()) / max(len(numbers), 1)
-        return loss, metrics, (torch.cat(largest).numpy(), torch.cat(means).numpy())
+        sizes = torch.stack([torch.cat(largest), torch.cat(means)]).cpu().numpy()
+        return loss, metrics, (sizes[0], sizes[1])
 
     def _errors(self, group: Group, q: Tensor, q_target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Values, errors and whether they are learnt, each (G, T); by round for vdn, (G, I)."""
@@ -236,6 +241,16 @@ class Learner:
             return Q_i, joint_target(r_t, v_t, P, config.n_step, config.gamma) - Q_i, there
         horizon = config.n_step if config.targets == "next" else config.n_step * P
         return q_t, n_step_target(r_t, v_t, horizon, config.gamma) - q_t, there
+
+
+def _device(name: str) -> torch.device:
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"learner.device is {name!r}, but PyTorch finds no GPU here: set it to 'cpu', or "
+            "install a CUDA build of PyTorch"
+        )
+    return device
 
 
 def action_values(net: HanabiNet, batch: Batch) -> list[Tensor]:

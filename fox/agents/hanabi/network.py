@@ -20,9 +20,9 @@ from fox.policy import FoxPolicy
 
 Unit = Literal["clause", "token"]
 # What a language model must share with the blocks that start from it.
-_SHAPE = ("hidden_size", "num_hidden_layers", "num_heads", "num_kv_heads", "intermediate_size")
-_SHAPE += ("fgate_type", "use_rope", "use_k_shift", "use_v_shift", "qk_norm", "use_output_norm")
-_SHAPE += ("use_output_gate", "qkv_bias")
+_SHAPE: tuple[str, ...] = ("hidden_size", "num_hidden_layers", "num_heads", "num_kv_heads")
+_SHAPE += ("intermediate_size", "fgate_type", "use_rope", "use_k_shift", "use_v_shift", "qk_norm")
+_SHAPE += ("use_output_norm", "use_output_gate", "qkv_bias")
 
 
 @dataclass(frozen=True)

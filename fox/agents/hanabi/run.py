@@ -33,7 +33,7 @@ from fox.files import read_json, remove_leftovers, whole_file, write_json
 TEST, EVALUATION = 2_000_000_000, 2_000_000_001  # first numbers of seeds that no run trains on
 # What may be given anew to a run.
 FREE = {"run.folder", "run.test_games", "run.evaluation_games", "run.checkpoint_seconds"}
-FREE |= {"actors.kind", "actors.workers", "actors.ahead"}
+FREE |= {"actors.kind", "actors.workers", "actors.ahead", "learner.device"}
 
 Tell = Callable[[dict[str, Any]], None]
 

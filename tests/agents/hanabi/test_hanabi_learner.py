@@ -348,3 +348,20 @@ def test_another_networks_state_raises():
 def test_learner_options_out_of_range_raise(option, message):
     with pytest.raises(ValueError, match=message):
         LearnerConfig(**option)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("targets", ["next", "own", "vdn"])
+def test_a_gpu_makes_the_same_updates(targets):
+    one, other = learner(targets=targets), learner(targets=targets, device="cuda")
+    for _ in range(3):
+        assert other.step()["loss"] == pytest.approx(one.step()["loss"], rel=1e-3)
+    np.testing.assert_allclose(other.weights(), one.weights(), atol=1e-3)
+    one.load_state_dict(other.state_dict())
+    np.testing.assert_array_equal(other.weights(), one.weights())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_no_fallback():
+    with pytest.raises(ValueError, match="'cuda', but PyTorch finds no GPU here: set it to 'cpu'"):
+        learner(device="cuda")

@@ -113,6 +113,46 @@ def test_no_honest_partner_minds_what_it_cannot_see(players):
     assert different > 6
 
 
+def choices(name, *deal):
+    """The moves that it makes under many seeds, and those it might make."""
+    game = after(*deal)
+    found = {choice(partner(name), game, seed) for seed in range(60)}
+    return found, {game.rules.moves[action] for action in game.legal}
+
+
+def test_partners_differ_where_nothing_is_known_and_every_clue_is_there():
+    """No hand has a 1; a slot fits in a third of all cases."""
+    deal = FULL, "R3 Y3 G3 W3 B3 R2 Y2 G2 W2 B2"
+    for some in ("internal", "piers"):
+        found, legal = choices(some, *deal)
+        assert found == {move for move in legal if move.kind != "play"}
+    for some in ("iggi", "random"):
+        found, legal = choices(some, *deal)
+        assert found == legal
+    assert choices("outer", *deal)[0] == {colour(1, RED)}
+    assert choices("vandenbergh", *deal)[0] == {rank(1, 2)}
+    assert choices("flawed", *deal)[0] == {plays(0)}
+
+
+def test_partners_differ_where_no_card_fits():
+    """Seat 1 knows that it holds 2s."""
+    deal = FULL, "R3 Y3 G3 W3 B3 R2 Y2 G2 W2 B2", rank(1, 2)
+    for some in ("iggi", "piers"):
+        assert choices(some, *deal)[0] == {discards(0)}
+    for some in ("internal", "flawed"):
+        found, legal = choices(some, *deal)
+        assert found == {move for move in legal if move.kind in ("colour", "rank")}
+    assert choices("outer", *deal)[0] == {colour(1, RED)}
+    assert choices("vandenbergh", *deal)[0] == {rank(1, 3)}
+
+
+def test_piers_says_a_hail_mary_when_the_deck_is_empty():
+    dealt = Rules(players=2, colours=1, ranks=5, hand_size=5, clues=8, lives=3)
+    deal = dealt, "R2 R3 R3 R4 R4"
+    assert choices("piers", *deal)[0] == {plays(0)}
+    assert choices("vandenbergh", *deal)[0] == choices("iggi", *deal)[0] == {rank(1, 1)}
+
+
 def cheats(*deal):
     return choice(partner("cheater"), after(*deal))
 
