@@ -46,7 +46,7 @@ class Group(NamedTuple):
 
     def to(self, device: torch.device) -> "Group":
         """The same with its tensors on a device."""
-        tensors = {
+        tensors: dict[str, Any] = {
             name: x.to(device) for name, x in self._asdict().items() if isinstance(x, Tensor)
         }
         return self._replace(**tensors)
