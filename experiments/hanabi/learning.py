@@ -60,7 +60,7 @@ class Kind:
 MINI, SMALL = {2: 3.6, 3: 3.3}, {2: 4.6, 3: 4.4}
 SMOKE = "smoke, FoX memory"
 KINDS = {
-    SMOKE: Kind("mini", (2,), "fox", {2: 0.42 + 1.0}, share=0.12),  # one point over random play
+    SMOKE: Kind("mini", (2,), "fox", {2: 0.42 + 1.0}, share=0.16),  # one point over random play
     "mini, FoX memory": Kind("mini", (2, 3), "fox", MINI),
     "mini, LSTM memory": Kind("mini", (2, 3), "lstm", {}),
     "mini, no memory": Kind("mini", (2, 3), "none", {}),
