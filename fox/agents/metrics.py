@@ -11,16 +11,25 @@ from fox.files import write_text
 
 
 @contextmanager
-def table(path: Path, columns: Sequence[str]) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """A function that appends rows of these columns to a CSV file, each at once on disk."""
-    if path.is_file():
-        text = path.read_text(encoding="utf-8")
-        write_text(path, text[: text.rfind("\n") + 1])  # a kill may have torn the last line
-    new = not path.is_file()
+def table(
+    path: Path,
+    columns: Sequence[str],
+    keep: Callable[[Mapping[str, str]], bool] = lambda row: True,
+) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A function that appends rows of these columns to a CSV file, each at once on disk.
+
+    Args:
+        path: of the file; a run that goes on finds its rows there.
+        columns: their names.
+        keep: the rows from the first of which this is False are taken out: a run that was killed
+            does again what came after its last checkpoint.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+    whole = [line for line in lines if line.endswith("\n")]  # a kill may have torn the last
+    kept = sum(1 for _ in takewhile(keep, csv.DictReader(whole)))
+    write_text(path, "".join(whole[: 1 + kept]) or ",".join(columns) + "\n")
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
-        if new:
-            writer.writeheader()
 
         def write(row: Mapping[str, Any]) -> None:
             writer.writerow(row)
@@ -37,15 +46,3 @@ def read_table(path: Path) -> list[dict[str, float | None]]:
             for row in csv.DictReader(file)
         ]
 
-
-def trim(path: Path, keep: Callable[[Mapping[str, str]], bool]) -> None:
-    """Takes the rows from the first that is not to be kept out of a CSV file, if there is one.
-
-    A run that was killed plays again what came after its last checkpoint.
-    """
-    if not path.is_file():
-        return
-    head, *lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    rows = csv.DictReader([head, *(line for line in lines if line.endswith("\n"))])
-    kept = sum(1 for _ in takewhile(keep, rows))
-    write_text(path, "".join([head, *lines[:kept]]))

@@ -26,7 +26,7 @@ from fox.agents.hanabi.replay import Replay
 from fox.agents.hanabi.rules import Rules
 from fox.agents.hanabi.scores import summary
 from fox.agents.hanabi.table import play_games
-from fox.agents.metrics import table, trim
+from fox.agents.metrics import table
 from fox.agents.signals import Stopped
 from fox.files import read_json, remove_leftovers, whole_file, write_json
 
@@ -179,9 +179,10 @@ class _Run:
         if progress.games >= config.run.games:
             return
         names = columns(config.env.players)
-        path = self.folder / "metrics.csv"
-        trim(path, lambda row: int(row["games"]) <= progress.games)
-        with table(path, names) as write, open_actors(config, progress.next_wave) as actors:
+        metrics = table(
+            self.folder / "metrics.csv", names, lambda row: int(row["games"]) <= progress.games
+        )
+        with metrics as write, open_actors(config, progress.next_wave) as actors:
             actors.publish(self.learner.weights(), self.learner.version)
             saved = time.perf_counter()
             while progress.games < config.run.games and not asked():
