@@ -45,4 +45,3 @@ def read_table(path: Path) -> list[dict[str, float | None]]:
             {name: float(value) if value else None for name, value in row.items()}
             for row in csv.DictReader(file)
         ]
-

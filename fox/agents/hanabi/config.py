@@ -1,13 +1,16 @@
 """RunConfig: everything that decides a Hanabi run, part by part as the YAML file has it."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fox.agents.hanabi.learner import LearnerConfig
 from fox.agents.hanabi.network import NetworkConfig
 from fox.agents.hanabi.replay import ReplayConfig
 from fox.agents.hanabi.rules import Rules
 from fox.agents.hanabi.selfplay import ExplorationConfig, Plan
+from fox.agents.ranges import above_zero, at_least, one_of
+
+ActorsKind = Literal["inline", "process", "ray"]
 
 
 @dataclass(frozen=True)
@@ -54,15 +57,14 @@ class ActorsConfig:
         ValueError: a value is out of its range.
     """
 
-    kind: Literal["inline", "process", "ray"] = "inline"
+    kind: ActorsKind = "inline"
     workers: int = 1
     games: int = 48
     ahead: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("workers", "games", "ahead"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"actors.{name} must be at least 1, but got {getattr(self, name)}")
+        one_of("actors", self, kind=get_args(ActorsKind))
+        at_least("actors", self, workers=1, games=1, ahead=1)
 
 
 @dataclass(frozen=True)
@@ -96,16 +98,10 @@ class RunSettings:
     checkpoint_seconds: float = 120.0
 
     def __post_init__(self) -> None:
-        least: dict[str, float] = {"games": 1, "report_games": 1, "warmup_games": 1}
-        least |= {"seed": 0, "test_games": 0, "checkpoint_seconds": 0}
-        least["evaluation_games"] = 2  # an interval needs two
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise ValueError(
-                    f"run.{name} must be at least {bound}, but got {getattr(self, name)}"
-                )
-        if not self.replay_ratio > 0:
-            raise ValueError(f"run.replay_ratio must be above 0, but got {self.replay_ratio}")
+        at_least("run", self, games=1, report_games=1, warmup_games=1)
+        at_least("run", self, seed=0, test_games=0, checkpoint_seconds=0)
+        at_least("run", self, evaluation_games=2)  # an interval needs two
+        above_zero("run", self, "replay_ratio")
         if self.warmup_games >= self.games:
             raise ValueError(
                 f"run.warmup_games must be fewer than run.games = {self.games}, "

@@ -26,6 +26,7 @@ from fox.agents.hanabi.targets import (
     joint_value,
     n_step_target,
 )
+from fox.agents.ranges import above_zero, at_least, one_of, within_one
 
 DRAWS = 7  # of seeds: the table has 0 to 5 behind the number of a game, transcripts 6
 Targets = Literal["next", "own", "vdn"]
@@ -72,26 +73,10 @@ class LearnerConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name, values in {"targets": get_args(Targets), "bomb": get_args(Bomb)}.items():
-            if getattr(self, name) not in values:
-                raise ValueError(
-                    f"learner.{name} must be one of {values}, but got {getattr(self, name)!r}"
-                )
-        for name in ("batch_games", "n_step", "target_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"learner.{name} must be at least 1, but got {getattr(self, name)}"
-                )
-        if self.burn_in < 0:
-            raise ValueError(f"learner.burn_in must be at least 0, but got {self.burn_in}")
-        for name in ("learning_rate", "adam_eps", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"learner.{name} must be above 0, but got {getattr(self, name)}")
-        for name in ("gamma", "final_rate"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
-                    f"learner.{name} must lie in [0, 1], but got {getattr(self, name)}"
-                )
+        one_of("learner", self, targets=get_args(Targets), bomb=get_args(Bomb))
+        at_least("learner", self, batch_games=1, n_step=1, target_every=1, burn_in=0)
+        above_zero("learner", self, "learning_rate", "adam_eps", "max_grad_norm")
+        within_one("learner", self, "gamma", "final_rate")
 
 
 class Learner:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fox.agents.hanabi.encoder import ClauseVectors, LastFeature, WordVectors
 from fox.agents.hanabi.memory import MEMORIES, FoxMemory, LSTMMemory, Memory, NoMemory, small_fox
 from fox.agents.hanabi.text import VOCABULARY, WORD_IDS, Style, Texts
+from fox.agents.ranges import at_least, one_of
 from fox.layers import ForgettingAttention
 from fox.policy import FoxPolicy
 
@@ -57,20 +58,11 @@ class NetworkConfig:
     pretrained: str | None = None
 
     def __post_init__(self) -> None:
-        allowed = {"unit": get_args(Unit), "memory": MEMORIES, "style": get_args(Style)}
-        for name, values in allowed.items():
-            if getattr(self, name) not in values:
-                raise ValueError(
-                    f"NetworkConfig.{name} must be one of {values}, but got {getattr(self, name)!r}"
-                )
-        for name in ("hidden_size", "num_hidden_layers", "num_heads", "memory_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"NetworkConfig.{name} must be at least 1, but got {getattr(self, name)}"
-                )
+        one_of("network", self, unit=get_args(Unit), memory=MEMORIES, style=get_args(Style))
+        at_least("network", self, hidden_size=1, num_hidden_layers=1, num_heads=1, memory_layers=1)
         if self.hidden_size % self.num_heads:
             raise ValueError(
-                "NetworkConfig.hidden_size must be a multiple of num_heads, "
+                "network.hidden_size must be a multiple of num_heads, "
                 f"but got {self.hidden_size} and {self.num_heads}"
             )
         if self.pretrained is not None and self.unit != "token":

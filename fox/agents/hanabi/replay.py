@@ -13,6 +13,7 @@ import torch
 from fox.agents.hanabi.episode import Episode, packed, unpacked
 from fox.agents.hanabi.rules import Rules
 from fox.agents.hanabi.sumtree import SumTree
+from fox.agents.ranges import at_least, within_one
 from fox.files import whole_file
 
 LEAST = 1e-6  # of priorities: every game may be drawn
@@ -45,11 +46,8 @@ class ReplayConfig:
     eta: float = 0.9
 
     def __post_init__(self) -> None:
-        if self.capacity < 1:
-            raise ValueError(f"replay.capacity must be at least 1, but got {self.capacity}")
-        for name in ("alpha", "beta", "eta"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"replay.{name} must lie in [0, 1], but got {getattr(self, name)}")
+        at_least("replay", self, capacity=1)
+        within_one("replay", self, "alpha", "beta", "eta")
 
 
 class Sample(NamedTuple):

@@ -16,6 +16,7 @@ from fox.agents.hanabi.network import HanabiNet, NetworkConfig
 from fox.agents.hanabi.player import NetworkPlayer, NetworkSeat
 from fox.agents.hanabi.rules import Rules
 from fox.agents.hanabi.table import Turn, play_games
+from fox.agents.ranges import at_least, within_one
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,8 @@ class ExplorationConfig:
     alpha: float = 4.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.base <= 1:
-            raise ValueError(f"exploration.base must lie in [0, 1], but got {self.base}")
-        if self.alpha < 0:
-            raise ValueError(f"exploration.alpha must be at least 0, but got {self.alpha}")
+        within_one("exploration", self, "base")
+        at_least("exploration", self, alpha=0)
 
     def epsilons(self, games: int) -> np.ndarray:
         """(games,) the shares of random moves, falling."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from fox.agents.ranges import at_least
 from fox.agents.realtime.policy import RealtimePolicy, batch_of
 from fox.agents.realtime.ticks import Rows
 
@@ -144,11 +145,7 @@ class Exploration:
                 "epsilon is a probability: first and last must lie in 0..1, "
                 f"but got {self.first} and {self.last}"
             )
-        for name in ("n_actions", "decay_ticks", "hold_ticks"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"Exploration.{name} must be at least 1, but got {getattr(self, name)}"
-                )
+        at_least("Exploration", self, n_actions=1, decay_ticks=1, hold_ticks=1)
 
     def epsilon(self, tick: int) -> float:
         """The share of random actions around this tick."""

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from fox.agents.ranges import above_zero, at_least
 from fox.agents.realtime.envs.config import EnvConfig
 from fox.agents.realtime.learner import LearnerConfig
 from fox.agents.realtime.policy import PolicyConfig
@@ -48,14 +49,8 @@ class ScheduleConfig:
     fps: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("workers", "delay_ticks"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"schedule.{name} must be at least 1, but got {value}")
-        for name in ("inference_seconds", "fps"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"schedule.{name} must be above 0, but got {value}")
+        at_least("schedule", self, workers=1, delay_ticks=1)
+        above_zero("schedule", self, "inference_seconds", "fps")
         if self.interaction == "sequential" and self.workers not in (None, 1):
             raise ValueError(
                 f"sequential play has one worker, but schedule.workers is {self.workers}: leave it "
@@ -122,14 +117,9 @@ class RunSettings:
     checkpoint_ticks: int = 3_600
 
     def __post_init__(self) -> None:
-        if self.updates_per_tick < 0:
-            raise ValueError(f"run.updates_per_tick must be 0 or more: {self.updates_per_tick}")
-        least = dict.fromkeys(("ticks", "publish_every", "report_ticks", "checkpoint_ticks"), 1)
-        for name, bound in {**least, "evaluation_ticks": 1, "seed": 0, "warmup_ticks": 0}.items():
-            if getattr(self, name) < bound:
-                raise ValueError(
-                    f"run.{name} must be at least {bound}, but got {getattr(self, name)}"
-                )
+        at_least("run", self, ticks=1, evaluation_ticks=1, publish_every=1)
+        at_least("run", self, report_ticks=1, checkpoint_ticks=1)
+        at_least("run", self, seed=0, updates_per_tick=0, warmup_ticks=0)
 
 
 @dataclass(frozen=True)

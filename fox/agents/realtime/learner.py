@@ -22,6 +22,7 @@ from fox.agents.dqn import (
     td_error,
 )
 from fox.agents.flat import flattened
+from fox.agents.ranges import at_least, within_one
 from fox.agents.realtime.policy import RealtimePolicy
 from fox.agents.realtime.replay import Replay, Sequences
 
@@ -62,16 +63,9 @@ class LearnerConfig:
     learn_from_beta: bool = False
 
     def __post_init__(self) -> None:
-        least = {"burn_in": 0, "learning_rate": 0, "max_grad_norm": 0, "gamma": 0, "target_rate": 0}
-        for name in ("batch_size", "train", "n_step", "target_every", *least):
-            if getattr(self, name) < least.get(name, 1):
-                raise ValueError(
-                    f"learner.{name} must be at least {least.get(name, 1)}, "
-                    f"but got {getattr(self, name)}"
-                )
-        for name in ("gamma", "target_rate"):
-            if getattr(self, name) > 1:
-                raise ValueError(f"learner.{name} must be at most 1, but got {getattr(self, name)}")
+        at_least("learner", self, batch_size=1, train=1, n_step=1, target_every=1)
+        at_least("learner", self, burn_in=0, learning_rate=0, max_grad_norm=0)
+        within_one("learner", self, "gamma", "target_rate")
 
 
 class Learner:

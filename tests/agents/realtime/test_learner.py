@@ -249,7 +249,7 @@ def test_settings_out_of_range_are_refused():
         LearnerConfig(train=0)
     with pytest.raises(ValueError, match=r"learner\.burn_in must be at least 0, but got -1"):
         LearnerConfig(burn_in=-1)
-    with pytest.raises(ValueError, match=r"learner\.gamma must be at most 1, but got 1\.5"):
+    with pytest.raises(ValueError, match=r"learner\.gamma must lie in \[0, 1\], but got 1\.5"):
         LearnerConfig(gamma=1.5)
 
 

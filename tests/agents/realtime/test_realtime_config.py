@@ -37,7 +37,7 @@ def test_schedules_that_cannot_be_are_refused(settings, message):
         ({"ticks": 0}, "run.ticks must be at least 1, but got 0"),
         ({"seed": -1}, "run.seed must be at least 0, but got -1"),
         ({"publish_every": 0}, "run.publish_every must be at least 1, but got 0"),
-        ({"updates_per_tick": -0.5}, "run.updates_per_tick must be 0 or more: -0.5"),
+        ({"updates_per_tick": -0.5}, "run.updates_per_tick must be at least 0, but got -0.5"),
     ],
 )
 def test_runs_that_cannot_be_are_refused(settings, message):
