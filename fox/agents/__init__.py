@@ -1,1 +1,1 @@
-"""Agents that act with FoX models: realtime/ (an environment that does not wait)."""
+"""Agents that act with FoX models: realtime/ (an environment that does not wait), hanabi/."""

@@ -1,34 +1,93 @@
-"""Whose a folder is: the settings of a run, which it keeps, and which may not change under way."""
+"""Whose a folder is: of one run, whose settings it keeps, and of one process at a time."""
 
-from collections.abc import Collection, Mapping
+import fcntl
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from fox.files import read_json, write_json
+from fox.files import read_json, remove_leftovers, write_json
+
+Config = TypeVar("Config")
 
 
-def claim(folder: Path, settings: Mapping[str, Any], free: Collection[str]) -> None:
-    """Writes config.json, or checks that the one that is there is of this run.
+@contextmanager
+def claimed(folder: Path, settings: Mapping[str, Any], free: Collection[str]) -> Iterator[None]:
+    """The folder is this run's, and this process's alone; config.json holds its settings.
 
     Args:
-        folder: of the run.
+        folder: of the run; it is made if it is not there.
         settings: nested plain values.
         free: names, such as run.folder, of what may be given anew to a run that goes on.
 
     Raises:
-        ValueError: the folder is another run's.
+        ValueError: the folder is another run's, or another process has claimed it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = locked(folder, f"another process is at the run in {folder}: end that process first")
+    try:
+        path = folder / "config.json"
+        if path.is_file():
+            _check(folder, _flat(settings), _flat(read_json(path)), free)
+        remove_leftovers(folder)
+        write_json(path, settings)  # what was free may be new
+        yield
+    finally:
+        os.close(lock)
+
+
+def locked(path: Path, taken: str) -> int:
+    """A descriptor that holds a lock on what is there, until it is closed or the process ends.
+
+    Raises:
+        ValueError: another has it; `taken` is the message.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ValueError(taken) from None
+    return descriptor
+
+
+def read_config(folder: Path, program: str, of: Callable[[dict[str, Any]], Config]) -> Config:
+    """The config of the run in a folder.
+
+    Args:
+        folder: of the run.
+        program: that trains such runs.
+        of: makes a config from nested plain values.
+
+    Raises:
+        ValueError: there is no run of this program.
     """
     path = folder / "config.json"
-    if path.is_file():
-        theirs = _flat(read_json(path))
-        for name, value in _flat(settings).items():
-            if name not in free and theirs.get(name) != value:
-                raise ValueError(
-                    f"{folder} holds a run with {name} = {theirs.get(name)}, but got {value}: "
-                    "choose another run.folder, or remove this one"
-                )
-    else:
-        write_json(path, settings)
+    if not path.is_file():
+        inside = ", ".join(sorted(str(below.parent) for below in folder.glob("*/config.json")))
+        cure = f": choose one of {inside}" if inside else ""
+        raise ValueError(
+            f"expected a run of {program} train in {folder}, but found no {path}{cure}"
+        )
+    try:
+        return of(read_json(path))
+    except (TypeError, KeyError) as error:  # names that its parts do not have
+        raise ValueError(
+            f"expected a run of {program} train in {folder}, but its config.json is of another "
+            f"program or version: {error}"
+        ) from error
+
+
+def _check(
+    folder: Path, ours: Mapping[str, Any], theirs: Mapping[str, Any], free: Collection[str]
+) -> None:
+    for name, value in ours.items():
+        if name not in free and theirs.get(name) != value:
+            raise ValueError(
+                f"{folder} holds a run with {name} = {theirs.get(name)}, but got {value}: "
+                "choose another run.folder, or remove this one"
+            )
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,6 +10,7 @@ from fox.agents.hanabi.rules import Rules
 from fox.agents.hanabi.selfplay import ExplorationConfig, Plan
 from fox.agents.ranges import above_zero, at_least, one_of
 
+SEEDS = 2_000_000_000  # a run has one below: those from here on are of tests and evaluations
 ActorsKind = Literal["inline", "process", "ray"]
 
 
@@ -100,6 +101,8 @@ class RunSettings:
     def __post_init__(self) -> None:
         at_least("run", self, games=1, report_games=1, warmup_games=1)
         at_least("run", self, seed=0, test_games=0, checkpoint_seconds=0)
+        if self.seed >= SEEDS:
+            raise ValueError(f"run.seed must be below {SEEDS:,}, but got {self.seed}")
         at_least("run", self, evaluation_games=2)  # an interval needs two
         above_zero("run", self, "replay_ratio")
         if self.warmup_games >= self.games:
@@ -111,7 +114,11 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """One agent: what `fox-hanabi train` is told, and config.json keeps."""
+    """One agent: what `fox-hanabi train` is told, and config.json keeps.
+
+    Raises:
+        ValueError: its parts do not fit together.
+    """
 
     env: EnvConfig = field(default_factory=EnvConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -120,6 +127,19 @@ class RunConfig:
     exploration: ExplorationConfig = field(default_factory=ExplorationConfig)
     actors: ActorsConfig = field(default_factory=ActorsConfig)
     run: RunSettings = field(default_factory=RunSettings)
+
+    def __post_init__(self) -> None:
+        if self.learner.batch_games < len(self.env.players):
+            raise ValueError(
+                f"a batch has games of each of the {len(self.env.players)} numbers of players, but "
+                f"learner.batch_games is {self.learner.batch_games}: raise it"
+            )
+        if self.updates < 1:
+            raise ValueError(
+                f"{self.run.games} games are too few for one update of "
+                f"{self.learner.batch_games} games: raise run.games or run.replay_ratio, or lower "
+                "learner.batch_games"
+            )
 
     @property
     def plan(self) -> Plan:

@@ -4,16 +4,14 @@ Legend: B games, R turns of all of them, d width; of the games of one rules: G g
 longest, N turns of all, A moves. W weights.
 """
 
-import copy
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fox.agents.dqn import huber
-from fox.agents.flat import flattened
 from fox.agents.hanabi.batch import Batch, Group, batch_of
 from fox.agents.hanabi.network import HanabiNet
 from fox.agents.hanabi.otherplay import renamed_at_random
@@ -27,7 +25,9 @@ from fox.agents.hanabi.targets import (
     n_step_target,
 )
 from fox.agents.ranges import above_zero, at_least, one_of, within_one
+from fox.agents.value_learner import ValueLearner
 
+ADAM_EPS = 1e-5
 DRAWS = 7  # of seeds: the table has 0 to 5 behind the number of a game, transcripts 6
 Targets = Literal["next", "own", "vdn"]
 
@@ -49,7 +49,6 @@ class LearnerConfig:
             fox.agents.hanabi.otherplay.
         learning_rate: Adam's at the beginning.
         final_rate: the share of it that is left at the last update; it falls in a line.
-        adam_eps: Adam's.
         max_grad_norm: gradients longer than this are scaled down to it.
         target_every: updates between two copies of the weights to the target network.
         device: where the learner computes: "cpu", "cuda" or "cuda:1"; actors play on CPUs.
@@ -67,7 +66,6 @@ class LearnerConfig:
     other_play: bool = False
     learning_rate: float = 2e-3
     final_rate: float = 0.1
-    adam_eps: float = 1e-5
     max_grad_norm: float = 5.0
     target_every: int = 100
     device: str = "cpu"
@@ -75,16 +73,16 @@ class LearnerConfig:
     def __post_init__(self) -> None:
         one_of("learner", self, targets=get_args(Targets), bomb=get_args(Bomb))
         at_least("learner", self, batch_games=1, n_step=1, target_every=1, burn_in=0)
-        above_zero("learner", self, "learning_rate", "adam_eps", "max_grad_norm")
+        above_zero("learner", self, "learning_rate", "max_grad_norm")
         within_one("learner", self, "gamma", "final_rate")
 
 
-class Learner:
+class Learner(ValueLearner):
     """Double deep Q-learning with a target network.
 
-    The loss is averaged over the turns of each number of players, then over these numbers. The
-    weights are one vector that the network's parameters are views of. Update u draws its games from
-    a generator keyed by (seed, u): a learner that goes on after a stop does so bit for bit.
+    The loss is averaged over the turns of each number of players, then over these numbers. Update u
+    draws its games from a generator keyed by (seed, u): a learner that goes on after a stop does so
+    bit for bit.
 
     Args:
         net: its parameters are trained, in place.
@@ -94,21 +92,16 @@ class Learner:
         total_updates: at which the learning rate has fallen to its last.
 
     Attributes:
-        version: updates so far, which number the weights.
+        target, version: as ValueLearner has them.
     """
 
     def __init__(
         self, net: HanabiNet, replay: Replay, config: LearnerConfig, seed: int, total_updates: int
     ) -> None:
         self.device = _device(config.device)
-        self.net, self.replay, self.config, self.seed = net.to(self.device), replay, config, seed
+        super().__init__(net.to(self.device), ADAM_EPS)
+        self.net, self.replay, self.config, self.seed = net, replay, config, seed
         self.total_updates = total_updates
-        self.target = copy.deepcopy(net).requires_grad_(False)
-        self._weights, self._target_weights = flattened(net), flattened(self.target)
-        self._optimizer = torch.optim.Adam(
-            [self._weights], lr=config.learning_rate, eps=config.adam_eps, fused=True
-        )
-        self.version = 0
 
     @property
     def learning_rate(self) -> float:
@@ -132,11 +125,10 @@ class Learner:
             batch = renamed_at_random(batch, generator)
         weights = torch.from_numpy(sample.weights).to(self.device)
         loss, metrics, errors = self._loss(batch.to(self.device), weights)
-        parts = torch.autograd.grad(loss, list(self.net.parameters()), materialize_grads=True)
-        gradient = torch.cat([part.flatten() for part in parts])
-        norm = gradient.norm()
-        gradient *= (config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
-        self._apply(gradient)
+        gradient, norm = self._clipped_gradient(loss, config.max_grad_norm)
+        self._descend(gradient, self.learning_rate)
+        if self.version % config.target_every == 0:
+            self._move_target(1.0)
         self.replay.update(sample, *errors)
         lag = self.version - 1 - np.array([episode.version for episode in sample.episodes])
         return {
@@ -147,44 +139,6 @@ class Learner:
             "lag_p95": float(np.percentile(lag, 95)),
             "lag_max": float(lag.max()),
         }
-
-    def weights(self) -> np.ndarray:
-        """(W,) float32, a copy, in the order of net.parameters()."""
-        return self._weights.cpu().numpy().copy()
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that the next update depends on, beside the replay."""
-        return {
-            "version": self.version,
-            "weights": self._weights.clone().cpu(),
-            "target_weights": self._target_weights.clone().cpu(),
-            "optimizer": copy.deepcopy(self._optimizer.state_dict()),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where state_dict() was taken.
-
-        Raises:
-            ValueError: the weights are another network's.
-        """
-        if state["weights"].shape != self._weights.shape:
-            raise ValueError(
-                f"the network has {len(self._weights)} weights, but the state to load has "
-                f"{len(state['weights'])}: was it made with another network.* config?"
-            )
-        self.version = state["version"]
-        self._weights.copy_(state["weights"])
-        self._target_weights.copy_(state["target_weights"])
-        self._optimizer.load_state_dict(state["optimizer"])
-
-    def _apply(self, gradient: Tensor) -> None:
-        """One step of Adam, and the target network's copy when it is due."""
-        self._weights.grad = gradient
-        self._optimizer.param_groups[0]["lr"] = self.learning_rate
-        self._optimizer.step()
-        self.version += 1
-        if self.version % self.config.target_every == 0:
-            self._target_weights.copy_(self._weights)
 
     def _loss(
         self, batch: Batch, weights: Tensor
@@ -229,10 +183,16 @@ class Learner:
 
 
 def _device(name: str) -> torch.device:
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
         raise ValueError(
-            f"learner.device is {name!r}, but PyTorch finds no GPU here: set it to 'cpu', or "
+            f"learner.device must be a device of PyTorch, such as cpu or cuda, but got {name!r}"
+        ) from error
+    found = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= found:
+        raise ValueError(
+            f"learner.device is {name!r}, but PyTorch finds {found} GPUs here: set it to 'cpu', or "
             "install a CUDA build of PyTorch"
         )
     return device

@@ -4,7 +4,7 @@ Legend: R texts, T words of a text, C clauses of a text, d width, S seats, L own
 moves.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -188,6 +188,11 @@ class HanabiNet(nn.Module):
             words.word.weight.copy_(model.model.embeddings.weight)
             words.field.weight.zero_()
             words.offset.weight.zero_()
+
+
+def blank_net(config: NetworkConfig) -> HanabiNet:
+    """A network whose weights will be loaded: what it was pretrained from need not be there."""
+    return HanabiNet(replace(config, pretrained=None))
 
 
 class DuelingHead(nn.Module):

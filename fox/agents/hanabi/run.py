@@ -6,21 +6,21 @@ the learner draws from) and checkpoint/learner.pt (renamed into place).
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from fox.agents.claim import claim
+from fox.agents.claim import claimed, read_config
 from fox.agents.flat import load_flat
 from fox.agents.hanabi.actors import Actors, open_actors
-from fox.agents.hanabi.config import RunConfig
+from fox.agents.hanabi.config import SEEDS, RunConfig
 from fox.agents.hanabi.episode import Episode
 from fox.agents.hanabi.game import Game
 from fox.agents.hanabi.learner import Learner
-from fox.agents.hanabi.network import HanabiNet
+from fox.agents.hanabi.network import HanabiNet, blank_net
 from fox.agents.hanabi.player import NetworkPlayer
 from fox.agents.hanabi.replay import Replay
 from fox.agents.hanabi.rules import Rules
@@ -28,9 +28,9 @@ from fox.agents.hanabi.scores import summary
 from fox.agents.hanabi.table import play_games
 from fox.agents.metrics import table
 from fox.agents.signals import Stopped
-from fox.files import read_json, remove_leftovers, whole_file, write_json
+from fox.files import read_json, whole_file, write_json
 
-TEST, EVALUATION = 2_000_000_000, 2_000_000_001  # first numbers of seeds that no run trains on
+TEST, EVALUATION = SEEDS, SEEDS + 1  # first numbers of the seeds of their decks
 # What may be given anew to a run.
 FREE = {"run.folder", "run.test_games", "run.evaluation_games", "run.checkpoint_seconds"}
 FREE |= {"actors.kind", "actors.workers", "actors.ahead", "learner.device"}
@@ -60,7 +60,7 @@ def run_agent(config: RunConfig, tell: Tell, asked: Callable[[], bool]) -> dict[
     Args:
         config: of the run; its folder may hold a part of the same run.
         tell: is given every row of metrics.csv.
-        asked: whether to stop; looked at after every wave of games.
+        asked: whether to stop; looked at after every wave of games, and in the evaluation.
 
     Returns:
         the evaluation, as in evaluation.json.
@@ -71,12 +71,10 @@ def run_agent(config: RunConfig, tell: Tell, asked: Callable[[], bool]) -> dict[
     """
     torch.set_num_threads(1)  # a network of this size is too small to share
     folder = Path(config.run.folder)
-    claim(folder, config.as_dict(), FREE)
-    remove_leftovers(folder)
-    write_json(folder / "config.json", config.as_dict())  # what was free may be new
-    run = _Run(config)
-    run.learn(tell, asked)
-    return run.evaluated()
+    with claimed(folder, config.as_dict(), FREE):
+        run = _Run(config)
+        run.learn(tell, asked)
+        return run.evaluated(asked)
 
 
 def new_net(config: RunConfig) -> HanabiNet:
@@ -87,24 +85,17 @@ def new_net(config: RunConfig) -> HanabiNet:
 
 
 def read_agent(folder: Path) -> tuple[RunConfig, HanabiNet]:
-    """The config of the run in a folder, and its network with the newest saved weights.
+    """The config of the run in a folder, and its network with the newest saved weights, on the CPU.
 
     Raises:
         ValueError: there is no run, or nothing was saved yet.
     """
-    path = folder / "config.json"
-    if not path.is_file():
-        inside = ", ".join(sorted(str(below.parent) for below in folder.glob("*/config.json")))
-        cure = f": choose one of {inside}" if inside else ""
-        raise ValueError(
-            f"expected a run of fox-hanabi train in {folder}, but found no {path}{cure}"
-        )
-    config = RunConfig.of(read_json(path))
+    config = read_config(folder, "fox-hanabi", RunConfig.of)
     path = _checkpoint(folder)
     if not path.is_file():
         raise ValueError(f"the run in {folder} has saved no weights yet: let it train on")
-    net = _blank_net(config)
-    load_flat(net, torch.load(path, weights_only=True)["learner"]["weights"].numpy())
+    net = blank_net(config.network)
+    load_flat(net, _read(path)["learner"]["weights"].numpy())
     return config, net
 
 
@@ -158,7 +149,7 @@ class _Run:
     def __init__(self, config: RunConfig) -> None:
         self.config, self.folder = config, Path(config.run.folder)
         path = _checkpoint(self.folder)
-        self.net = _blank_net(config) if path.is_file() else new_net(config)
+        self.net = blank_net(config.network) if path.is_file() else new_net(config)
         self.replay = Replay(config.replay)
         self.learner = Learner(
             self.net, self.replay, config.learner, config.run.seed, config.updates
@@ -166,7 +157,7 @@ class _Run:
         self.progress = Progress()
         self.metrics: dict[str, float] = {}
         if path.is_file():
-            state = torch.load(path, weights_only=True)
+            state = _read(path)
             self.learner.load_state_dict(state["learner"])
             self.replay.load(self.folder / "replay", state["replay"])
             self.progress = Progress(**state["progress"])
@@ -211,13 +202,15 @@ class _Run:
         with whole_file(_checkpoint(self.folder)) as temporary:
             torch.save(state, temporary)
 
-    def evaluated(self) -> dict[str, Any]:
+    def evaluated(self, asked: Callable[[], bool]) -> dict[str, Any]:
         """evaluation.json, as it is if it is of these weights, else made anew."""
         path, config = self.folder / "evaluation.json", self.config
         wanted = {"version": self.learner.version, "games": config.run.evaluation_games}
         if not path.is_file() or not wanted.items() <= read_json(path).items():
             scores = {}
             for players in Rules.counts(config.env.game):
+                if asked():
+                    raise Stopped("stopped in the evaluation")
                 rules = Rules.of(config.env.game, players)
                 games = play_greedily(self.net, rules, config.run.evaluation_games, EVALUATION)
                 trained = players in config.env.players
@@ -233,7 +226,7 @@ class _Run:
         for episode in episodes:
             self.replay.add(episode)
         progress.add(episodes, config.actors.games)
-        due = config.updates_after(progress.games)
+        due = config.updates_after(min(progress.games, config.run.games))  # a wave may go beyond
         if learner.version < due:
             while learner.version < due:
                 self.metrics = learner.step()
@@ -275,9 +268,9 @@ class _Run:
         self._clock = now
 
 
-def _blank_net(config: RunConfig) -> HanabiNet:
-    """The network of a run whose weights are loaded: where it began need not be there any more."""
-    return HanabiNet(replace(config.network, pretrained=None))
+def _read(checkpoint: Path) -> dict[str, Any]:
+    """On the CPU: where its learner computed need not be there any more."""
+    return torch.load(checkpoint, map_location="cpu", weights_only=True)
 
 
 def _checkpoint(folder: Path) -> Path:

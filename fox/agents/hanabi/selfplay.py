@@ -4,7 +4,7 @@ Legend: E games of a wave, A moves of the rules.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from fox.agents.flat import load_flat
 from fox.agents.hanabi.episode import Episode
 from fox.agents.hanabi.game import Game
-from fox.agents.hanabi.network import HanabiNet, NetworkConfig
+from fox.agents.hanabi.network import NetworkConfig, blank_net
 from fox.agents.hanabi.player import NetworkPlayer, NetworkSeat
 from fox.agents.hanabi.rules import Rules
 from fox.agents.hanabi.table import Turn, play_games
@@ -67,7 +67,7 @@ class SelfPlay:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.net = HanabiNet(replace(plan.network, pretrained=None))  # the weights come with waves
+        self.net = blank_net(plan.network)  # the weights come with waves
 
     def play(self, flat: np.ndarray, version: int, wave: int) -> list[Episode]:
         """The games of a wave, played to their ends.

@@ -12,10 +12,10 @@ from rich.table import Table
 
 from fox.agents.hanabi.config import ActorsConfig, EnvConfig, RunConfig, RunSettings
 from fox.agents.hanabi.learner import LearnerConfig
-from fox.agents.hanabi.network import NetworkConfig
+from fox.agents.hanabi.network import NetworkConfig, blank_net
 from fox.agents.hanabi.plots import draw_learning
 from fox.agents.hanabi.replay import ReplayConfig
-from fox.agents.hanabi.run import new_net, run_agent
+from fox.agents.hanabi.run import run_agent
 from fox.agents.hanabi.selfplay import ExplorationConfig
 from fox.agents.metrics import read_table
 from fox.agents.signals import Stopped, asked_to_stop
@@ -54,7 +54,7 @@ def train(
         run: length and folder.
     """
     config = RunConfig(env, network, learner, replay, exploration, actors, run)
-    weights = sum(p.numel() for p in new_net(config).parameters())
+    weights = sum(p.numel() for p in blank_net(network).parameters())
     print(
         f"{env.game} with {_join(env.players)} players, {weights:,} weights, {run.games:,} games, "
         f"{config.updates:,} updates, all in {run.folder}",

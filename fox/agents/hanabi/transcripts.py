@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import track
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from fox.agents.hanabi.config import SEEDS
 from fox.agents.hanabi.memory import small_fox
 from fox.agents.hanabi.network import NetworkConfig
 from fox.agents.hanabi.partners import partner
@@ -30,7 +31,7 @@ from fox.corpus import is_held_out
 from fox.files import whole_file, write_json, write_text
 
 TEXT, SETTINGS = "transcripts.jsonl", "fox-train.yaml"
-TRANSCRIPTS = 2_000_000_002  # of seeds of decks: neither a run nor a test has them
+TRANSCRIPTS = SEEDS + 2  # first number of the seeds of decks: neither a run nor a test has them
 SEQ_LEN, BATCH_SIZE = 256, 16
 PASSES = 3  # over the text
 SOUND = ("internal", "outer", "iggi", "piers", "vandenbergh")

@@ -4,10 +4,8 @@ Legend: B sequences, T tokens, P decisions of each sequence, K those of them tha
 A actions, N weights.
 """
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +19,12 @@ from fox.agents.dqn import (
     q_target,
     td_error,
 )
-from fox.agents.flat import flattened
 from fox.agents.ranges import at_least, within_one
 from fox.agents.realtime.policy import RealtimePolicy
 from fox.agents.realtime.replay import Replay, Sequences
+from fox.agents.value_learner import ValueLearner
+
+ADAM_EPS = 1e-8
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,11 @@ class LearnerConfig:
         within_one("learner", self, "gamma", "target_rate")
 
 
-class Learner:
+class Learner(ValueLearner):
     """Deep Q-learning with a target network.
 
-    The weights are one vector that the policy's parameters are views of: what is clipped and
-    stepped is that vector, and what is published is a copy of it. Update u draws its batch from a
-    generator keyed by (seed, u): a resumed learner goes on bit for bit.
+    Update u draws its batch from a generator keyed by (seed, u): a resumed learner goes on bit for
+    bit.
 
     Args:
         policy: its parameters are trained, in place.
@@ -82,17 +81,14 @@ class Learner:
         seed: of the batches.
 
     Attributes:
-        version: updates so far, which number the weights.
+        target, version: as ValueLearner has them.
     """
 
     def __init__(
         self, policy: RealtimePolicy, replay: Replay, config: LearnerConfig, seed: int
     ) -> None:
+        super().__init__(policy, ADAM_EPS)
         self.policy, self.replay, self.config, self.seed = policy, replay, config, seed
-        self.target = copy.deepcopy(policy).requires_grad_(False)
-        self._weights, self._target_weights = flattened(policy), flattened(self.target)
-        self._optimizer = torch.optim.Adam([self._weights], lr=config.learning_rate, fused=True)
-        self.version = 0
 
     def step(self) -> dict[str, float]:
         """One update: sample, gradient, Adam; returns the metrics of `gradients`.
@@ -133,10 +129,7 @@ class Learner:
         error = td_error(q_t, a_t, target_t)
         count = max(len(error), 1)
         loss = huber(error, 1.0).sum() / count
-        parts = torch.autograd.grad(loss, list(self.policy.parameters()), materialize_grads=True)
-        gradient = torch.cat([part.flatten() for part in parts])
-        norm = gradient.norm()
-        gradient *= (self.config.max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
+        gradient, norm = self._clipped_gradient(loss, self.config.max_grad_norm)
         error = error.detach()
         metrics = {
             "loss": loss.detach(),
@@ -149,40 +142,9 @@ class Learner:
 
     def apply(self, gradients: Sequence[Tensor]) -> None:
         """One step of Adam along the mean of the gradients (N,), and the target network's share."""
-        self._weights.grad = torch.stack(list(gradients)).mean(0)
-        self._optimizer.step()
-        self.version += 1
+        self._descend(torch.stack(list(gradients)).mean(0), self.config.learning_rate)
         if self.version % self.config.target_every == 0:
-            self._target_weights.lerp_(self._weights, self.config.target_rate)
-
-    def weights(self) -> np.ndarray:
-        """(N,) float32, a copy, in the order of policy.parameters()."""
-        return self._weights.numpy().copy()
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that the next update depends on, beside the log."""
-        return {
-            "version": self.version,
-            "weights": self._weights.clone(),
-            "target_weights": self._target_weights.clone(),
-            "optimizer": copy.deepcopy(self._optimizer.state_dict()),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on where state_dict() was taken.
-
-        Raises:
-            ValueError: the weights are another policy's.
-        """
-        if state["weights"].shape != self._weights.shape:
-            raise ValueError(
-                f"the policy has {len(self._weights)} weights, but the state to load has "
-                f"{len(state['weights'])}: was it made with another policy.* config?"
-            )
-        self.version = state["version"]
-        self._weights.copy_(state["weights"])
-        self._target_weights.copy_(state["target_weights"])
-        self._optimizer.load_state_dict(state["optimizer"])
+            self._move_target(self.config.target_rate)
 
     def _q_t(self, sequences: Sequences, keep: Tensor) -> Tensor:
         """(K, A), online values of the states in which the trained decisions were executed."""

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fox.agents.claim import claim
+from fox.agents.claim import claimed, read_config
 from fox.agents.metrics import table
 from fox.agents.realtime.agent import Agent, Place, playing
 from fox.agents.realtime.behaviour import Exploration
@@ -26,7 +26,7 @@ from fox.agents.realtime.replay import Replay
 from fox.agents.realtime.updates import InlineTeacher, ProcessTeacher, Teacher, checkpoint_path
 from fox.agents.signals import Stopped
 from fox.agents.weights import WeightBuffers
-from fox.files import read_json, remove_leftovers, whole_file, write_json
+from fox.files import read_json, whole_file, write_json
 
 EVALUATION = 1_000_000  # added to a run's seed: other episodes than those that it has learnt from
 # What may be given anew to a run.
@@ -65,10 +65,10 @@ def run_agent(config: RunConfig, tell: Tell, asked: Callable[[], bool]) -> dict[
         learner = replace(config.learner, n_step=agent.size()[0])
         agent.config = replace(config, learner=learner)
     _check(agent)
-    claim(folder, config.as_dict(), FREE)
-    with closing(_opened(agent, folder)) as replay:
-        remove_leftovers(folder)
-        write_json(folder / "config.json", config.as_dict())  # what was free may be new
+    with (
+        claimed(folder, config.as_dict(), FREE),
+        closing(_opened(agent, folder)) as replay,
+    ):
         if replay.count < config.run.ticks:
             _play_and_learn(agent, replay, folder, tell, asked)
         return _evaluated(agent, replay.count, folder, tell, asked)
@@ -80,14 +80,7 @@ def read_run(folder: Path) -> tuple[RunConfig, np.ndarray, int]:
     Raises:
         ValueError: there is no run, or nothing was saved yet.
     """
-    path = folder / "config.json"
-    if not path.is_file():
-        inside = ", ".join(sorted(str(below.parent) for below in folder.glob("*/config.json")))
-        cure = f": choose one of {inside}" if inside else ""
-        raise ValueError(
-            f"expected a run of fox-realtime train in {folder}, but found no {path}{cure}"
-        )
-    return RunConfig.of(read_json(path)), *read_weights(folder)
+    return read_config(folder, "fox-realtime", RunConfig.of), *read_weights(folder)
 
 
 def read_weights(folder: Path) -> tuple[np.ndarray, int]:

@@ -1,6 +1,7 @@
 """A run in its folder: it repeats in virtual time, goes on after a stop, and refuses another's."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch.nn.utils import parameters_to_vector
 
+from fox.agents.claim import locked
 from fox.agents.metrics import read_table
 from fox.agents.realtime.agent import Agent, GreedyHead, playing
 from fox.agents.realtime.behaviour import SmallPolicy
@@ -174,10 +176,10 @@ def test_a_killed_run_goes_on_in_an_episode_that_the_log_has_not_seen(tmp_path):
 def test_a_folder_whose_run_goes_on_keeps_its_configuration(finished):
     folder, *_ = finished
     before = (folder / "config.json").read_text()
-    replay = Replay.open(folder / "replay", write=True)
-    with pytest.raises(ValueError, match="has a writer already: end that process first"):
+    lock = locked(folder, "")
+    with pytest.raises(ValueError, match=r"another process is at the run in .*: end that"):
         run(tiny(folder, run={"ticks": 900}))
-    replay.close()
+    os.close(lock)
     assert (folder / "config.json").read_text() == before
 
 
