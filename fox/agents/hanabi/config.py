@@ -76,6 +76,8 @@ class RunSettings:
         folder: everything of the run goes there.
         games: to play and learn from.
         seed: of weights, decks, exploration and batches.
+        start: folder of another run, whose weights this one begins with: all games have the same
+            words, and what is known of a smaller one helps. Not given, the weights are drawn.
         replay_ratio: how often a game is learnt from, in the mean: games sampled by the learner
             for each game that the actors play.
         warmup_games: before the first update.
@@ -91,6 +93,7 @@ class RunSettings:
     folder: str = "runs/hanabi"
     games: int = 50_000
     seed: int = 0
+    start: str | None = None
     replay_ratio: float = 2.2
     warmup_games: int = 150
     report_games: int = 2_000

@@ -4,7 +4,7 @@ Legend: T turns, P players, A moves of the rules, W words of all views together.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -57,10 +57,14 @@ _OF_TURNS = ("lengths", "actions", "explored", "rewards")
 
 
 def packed(episodes: Sequence[Episode]) -> dict[str, Any]:
-    """Games as few arrays, one game after another, for a file."""
+    """Games as few arrays, one game after another, for a file.
+
+    Attributes of games are (games,), attributes of turns (turns of all games,), in the dtypes of
+    Episode; kind is (games,), the row of each game's rules in kinds; legal is packed into bits.
+    """
     kinds = list(dict.fromkeys(episode.rules for episode in episodes))
     return {
-        "kinds": np.array([tuple(kind.as_dict().values()) for kind in kinds]),
+        "kinds": np.array([astuple(kind) for kind in kinds]),
         "kind": np.array([kinds.index(episode.rules) for episode in episodes]),
         "words": np.concatenate([episode.words for episode in episodes]),
         "legal": np.packbits(np.concatenate([episode.legal.ravel() for episode in episodes])),

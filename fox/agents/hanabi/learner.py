@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fox.agents.dqn import huber
+from fox.agents.dqn import action_value, huber
 from fox.agents.hanabi.batch import Batch, Group, batch_of
 from fox.agents.hanabi.network import HanabiNet
 from fox.agents.hanabi.otherplay import renamed_at_random
@@ -28,7 +28,7 @@ from fox.agents.ranges import above_zero, at_least, one_of, within_one
 from fox.agents.value_learner import ValueLearner
 
 ADAM_EPS = 1e-5
-DRAWS = 7  # of seeds: the table has 0 to 5 behind the number of a game, transcripts 6
+DRAWS = 7  # last number of seeds: decks and seats have 0 to 5 there, transcripts 6
 Targets = Literal["next", "own", "vdn"]
 
 
@@ -37,7 +37,7 @@ class LearnerConfig:
     """How the learner learns.
 
     Args:
-        batch_games: per update, whole ones, equally many of each number of players.
+        batch_games: whole games per update, equally many of each number of players.
         n_step: turns of reward in a target before the value ("own", "vdn": rounds).
         targets: "next", the value is that of whoever moves then; "own", independent learners: that
             of the same seat; "vdn", value decomposition: the values of a round's movers are
@@ -45,8 +45,8 @@ class LearnerConfig:
         gamma: discount per turn, whoever moves.
         bomb: what the last lost life costs: "strict" the score, or "keep" nothing.
         burn_in: rounds at the beginning of games that are remembered, but not learnt.
-        other_play: whether each seat of a game sees the colours under names of its own, as in
-            fox.agents.hanabi.otherplay.
+        other_play: whether games are learnt from as if each seat saw the colours under names of
+            its own, as in fox.agents.hanabi.otherplay.
         learning_rate: Adam's at the beginning.
         final_rate: the share of it that is left at the last update; it falls in a line.
         max_grad_norm: gradients longer than this are scaled down to it.
@@ -170,7 +170,7 @@ class Learner(ValueLearner):
     def _errors(self, group: Group, q: Tensor, q_target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Values, errors and whether they are learnt, each (G, T); by round for vdn, (G, I)."""
         config, P = self.config, group.rules.players
-        q_t = group.by_game(q.gather(1, group.a_t[:, None]).squeeze(1))
+        q_t = group.by_game(action_value(q, group.a_t))
         v_t = group.by_game(double_q_value(q_target, q.detach(), group.legal_t))
         r_t = bomb_rewards(group.r_t, config.bomb)
         there = group.there.clone()

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from fox.config import FoxConfig
 from fox.policy import FoxPolicy
 
-MEMORIES = ("fox", "lstm", "none")
 # Turns and words after which a new gate has forgotten 1 - 1/e: a bias of 4.
 _DECAY = 55.0
 

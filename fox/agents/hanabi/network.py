@@ -13,13 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fox.agents.hanabi.encoder import ClauseVectors, LastFeature, WordVectors
-from fox.agents.hanabi.memory import MEMORIES, FoxMemory, LSTMMemory, Memory, NoMemory, small_fox
+from fox.agents.hanabi.memory import FoxMemory, LSTMMemory, Memory, NoMemory, small_fox
 from fox.agents.hanabi.text import VOCABULARY, WORD_IDS, Style, Texts
 from fox.agents.ranges import at_least, one_of
 from fox.layers import ForgettingAttention
 from fox.policy import FoxPolicy
 
 Unit = Literal["clause", "token"]
+Memories = Literal["fox", "lstm", "none"]
 # What a language model must share with the blocks that start from it.
 _SHAPE: tuple[str, ...] = ("hidden_size", "num_hidden_layers", "num_heads", "num_kv_heads")
 _SHAPE += ("intermediate_size", "fgate_type", "use_rope", "use_k_shift", "use_v_shift", "qk_norm")
@@ -51,14 +52,16 @@ class NetworkConfig:
     num_hidden_layers: int = 1
     num_heads: int = 2
     unit: Unit = "clause"
-    memory: Literal["fox", "lstm", "none"] = "fox"
+    memory: Memories = "fox"
     memory_layers: int = 1
     centre: bool = False
     style: Style = "full"
     pretrained: str | None = None
 
     def __post_init__(self) -> None:
-        one_of("network", self, unit=get_args(Unit), memory=MEMORIES, style=get_args(Style))
+        one_of(
+            "network", self, unit=get_args(Unit), memory=get_args(Memories), style=get_args(Style)
+        )
         at_least("network", self, hidden_size=1, num_hidden_layers=1, num_heads=1, memory_layers=1)
         if self.hidden_size % self.num_heads:
             raise ValueError(

@@ -1,5 +1,6 @@
-"""Other-Play: every seat of a game sees the colours under other names.
+"""Other-Play: games are learnt from as if every seat saw the colours under other names.
 
+They are played under the true names; what the learner reads of them is renamed, each time anew.
 A convention that hangs on the name of a colour ("red means: play it") then fails, since the partner
 does not know what is red to me; what is left are conventions that strangers share. One renaming of
 the whole game would not do: it is but another deck, in which all seats still agree on the names.

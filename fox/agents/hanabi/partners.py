@@ -45,29 +45,31 @@ class RulePlayer:
         self.name = name
         self.conventions = tuple(conventions)
 
-    def choose(self, view: View, generator: np.random.Generator) -> int:
-        """The number of the move that it makes in the place of this view's seat."""
-        reading = Reading(view)
+    def choose(self, turn: Turn, generator: np.random.Generator) -> int:
+        """The number of the move that it makes."""
+        reading = Reading(turn.view)
         for convention in self.conventions:
             if (action := convention(reading, generator)) is not None:
                 return action
-        return _any(view, generator)
+        legal = turn.view.legal
+        return legal[int(generator.integers(len(legal)))]
 
-    def sit(self, rules: Rules, generators: Sequence[np.random.Generator]) -> "RuleSeat":
+    def sit(self, rules: Rules, generators: Sequence[np.random.Generator]) -> "PartnerSeat":
         """Takes a seat."""
-        return RuleSeat(self, generators)
+        return PartnerSeat(self, generators)
 
 
-class RuleSeat:
-    """A RulePlayer in one seat of several games."""
+class PartnerSeat:
+    """A partner in one seat of several games."""
 
-    def __init__(self, player: RulePlayer, generators: Sequence[np.random.Generator]) -> None:
-        self.player = player
-        self.generators = generators
+    def __init__(
+        self, player: "RulePlayer | Cheater", generators: Sequence[np.random.Generator]
+    ) -> None:
+        self.player, self.generators = player, generators
 
     def act(self, turns: Sequence[Turn]) -> list[int]:
         """A legal move for each game."""
-        return [self.player.choose(turn.view, self.generators[turn.game]) for turn in turns]
+        return [self.player.choose(turn, self.generators[turn.game]) for turn in turns]
 
 
 class Cheater:
@@ -82,8 +84,10 @@ class Cheater:
     name = "cheater"
     sees_hand = True
 
-    def choose(self, view: View, hand: Sequence[Card], generator: np.random.Generator) -> int:
-        """The number of the move that it makes in the place of this view's seat with this hand."""
+    def choose(self, turn: Turn, generator: np.random.Generator) -> int:
+        """The number of the move that it makes with the hand that it is shown."""
+        view, hand = turn.view, turn.hand
+        assert hand is not None, "a Cheater is shown its hand"
         reading, slots = Reading(view), range(len(hand))
         if fitting := [slot for slot in slots if reading.fits(hand[slot])]:
             action = reading.play(min(fitting, key=lambda slot: hand[slot].rank))
@@ -102,30 +106,9 @@ class Cheater:
         assert action is not None, "without a clue one may discard"
         return action
 
-    def sit(self, rules: Rules, generators: Sequence[np.random.Generator]) -> "CheatingSeat":
+    def sit(self, rules: Rules, generators: Sequence[np.random.Generator]) -> "PartnerSeat":
         """Takes a seat."""
-        return CheatingSeat(self, generators)
-
-
-class CheatingSeat:
-    """A Cheater in one seat of several games."""
-
-    def __init__(self, player: Cheater, generators: Sequence[np.random.Generator]) -> None:
-        self.player = player
-        self.generators = generators
-
-    def act(self, turns: Sequence[Turn]) -> list[int]:
-        """A legal move for each game."""
-        actions = []
-        for turn in turns:
-            assert turn.hand is not None, "a Cheater is shown its hand"
-            generator = self.generators[turn.game]
-            actions.append(self.player.choose(turn.view, turn.hand, generator))
-        return actions
-
-
-def _any(view: View, generator: np.random.Generator) -> int:
-    return view.legal[int(generator.integers(len(view.legal)))]
+        return PartnerSeat(self, generators)
 
 
 def _last_copy(view: View, card: Card) -> bool:

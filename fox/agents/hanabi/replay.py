@@ -90,8 +90,7 @@ class Replay:
     @property
     def rules(self) -> list[Rules]:
         """Of which there are games, in an order that does not depend on theirs."""
-        present = [rules for rules, tree in self._trees.items() if tree.total > 0]
-        return sorted(present, key=lambda rules: tuple(rules.as_dict().values()))
+        return sorted(rules for rules, tree in self._trees.items() if tree.total > 0)
 
     def add(self, episode: Episode) -> None:
         """Keeps a game in place of the oldest, once the ring is full."""

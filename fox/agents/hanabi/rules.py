@@ -50,7 +50,7 @@ class Move(NamedTuple):
     value: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Rules:
     """The sizes of a game.
 

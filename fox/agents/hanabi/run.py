@@ -42,8 +42,9 @@ def columns(players: Sequence[int]) -> list[str]:
     """Of metrics.csv, of a run with these numbers of players.
 
     play_Pp is the mean strict score of the games that were played to learn from, random moves
-    included; test_Pp and keep_Pp are of greedy games. Lags are of the games in the last batch, in
-    updates.
+    included; test_Pp and keep_Pp are the mean strict scores and points kept of greedy games. What
+    the learner tells (lags in updates, losses, q, td_error, grad_norm) is of the last update alone,
+    and lost_workers is since the run was last started.
     """
     return [
         *("games", "turns", "updates", "seconds", "cpu_seconds", "games_per_second"),
@@ -63,7 +64,9 @@ def run_agent(config: RunConfig, tell: Tell, asked: Callable[[], bool]) -> dict[
         asked: whether to stop; looked at after every wave of games, and in the evaluation.
 
     Returns:
-        the evaluation, as in evaluation.json.
+        the evaluation, as in evaluation.json: version (updates), games (of each number of players),
+        seconds, cpu_seconds, and scores: for "2p", "3p", ... whether it was trained on, and
+        Scores.summary.
 
     Raises:
         ValueError: the folder holds another run, or a setting does not fit.
@@ -78,7 +81,21 @@ def run_agent(config: RunConfig, tell: Tell, asked: Callable[[], bool]) -> dict[
 
 
 def new_net(config: RunConfig) -> HanabiNet:
-    """The network of a run, with the weights that its seed draws."""
+    """The network that a run begins with: drawn by its seed, or learnt by another run.
+
+    Raises:
+        ValueError: the other run's network is not like this one's.
+    """
+    if config.run.start is not None:
+        other, net = read_agent(Path(config.run.start))
+        for name, value in asdict(config.network).items():
+            theirs = getattr(other.network, name)
+            if name != "pretrained" and theirs != value:
+                raise ValueError(
+                    f"the run in {config.run.start} has network.{name} = {theirs}, but this one, "
+                    f"which starts from its weights, has {value}: choose the same"
+                )
+        return net
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
         return HanabiNet(config.network)
@@ -111,7 +128,8 @@ class Progress:
 
     Attributes:
         games, turns: played.
-        next_wave: the first wave that has not come.
+        next_wave: one past the highest that has come; a run that goes on begins there. Where
+            workers were killed with lower ones, the games of these are never played.
         seconds, cpu_seconds: of the learner's process, in all.
         row_games, row_seconds: at the last row of metrics.csv.
         scores: strict scores since then, by the number of players.

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fox.agents.dqn import action_value
+
 Bomb = Literal["strict", "keep"]
 
 
@@ -39,8 +41,8 @@ def double_q_value(q_t: Tensor, q_t_online: Tensor, legal_t: Tensor) -> Tensor:
 
     Source: van Hasselt et al., Deep Reinforcement Learning with Double Q-learning, 2016, eq. 4.
     """
-    a_t = q_t_online.masked_fill(~legal_t, float("-inf")).argmax(-1, keepdim=True)
-    return q_t.gather(-1, a_t).squeeze(-1)
+    a_t = q_t_online.masked_fill(~legal_t, float("-inf")).argmax(-1)
+    return action_value(q_t, a_t)
 
 
 def n_step_target(r_t: Tensor, v_t: Tensor, horizon: int, gamma: float) -> Tensor:
