@@ -79,6 +79,11 @@ def run_command(program: str, function: Callable[..., None], arguments: Sequence
     function(**values)
 
 
+def as_list(names: Sequence[str] | str) -> list[str]:
+    """What an option that takes one name, or a list of names, was given."""
+    return [names] if isinstance(names, str) else list(names)
+
+
 def preset_path(package: str, argument: str) -> str:
     """Replaces preset:NAME by the path of the file that ships with the package.
 

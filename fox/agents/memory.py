@@ -69,7 +69,7 @@ class Memory:
         if not self.shared:
             raise ValueError(
                 "a child process would get a copy of unshared memory, and see none of its changes: "
-                "make the ring, or the weights, with shared=True"
+                "make what is sent to a process with shared=True"
             )
         return _attached, (DupFd(self._file), self.size)
 

@@ -23,7 +23,7 @@ class WeightBuffers:
 
     Args:
         numel: how many weights.
-        workers: readers are 0 .. workers - 1, and `workers` for the dispatcher's head.
+        workers: readers are 0 .. workers - 1, and one more, `workers`, in this process.
         shared: for workers in processes: pickled to one, these are the same buffers there. Any
             other pickle makes unshared ones that begin with the newest weights.
 

@@ -10,7 +10,7 @@ fox-hanabi: one network that reads the table as text, and plays with 2 to 5 play
   fox-hanabi train --config preset:mini          a small game with 2 and 3 players, in minutes
   fox-hanabi train --config preset:full          the whole game with 2 to 5 players, in days
   fox-hanabi train --config my.yaml              again: goes on after Ctrl-C or kill -9
-  fox-hanabi train --config my.yaml --run.games 90000      a setting on the command line wins
+  fox-hanabi train --config my.yaml --run.seed 1 --run.folder runs/b   settings win over the file
   fox-hanabi train --config my.yaml --print_config         every setting of the run
   fox-hanabi evaluate runs/mini                  with itself, other seeds and rule agents
   fox-hanabi play runs/mini --seat 0             a game in the terminal, and a seat for you

@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
+from fox.agents.command import as_list
 from fox.agents.hanabi.pairings import Agent, Learnt, Pairings, read_learnt, trainings
 from fox.agents.hanabi.partners import PARTNERS
 from fox.agents.hanabi.plots import draw_learning, draw_matrix
@@ -34,6 +35,8 @@ NOTE = (
     "own hand, and is no bound."
 )
 RANDOM = "random"
+OUTPUTS = ("self_play.csv", "pairings.csv", "seeds.csv", "cross_play_*p.csv", "cross_play_*p.png")
+OUTPUTS += ("learning.png", "evaluation.json")
 
 Rows = list[dict[str, Any]]
 Thing = TypeVar("Thing")
@@ -42,7 +45,7 @@ Thing = TypeVar("Thing")
 def evaluate(
     runs: list[str] | str,
     *,
-    partners: list[str] | None = None,
+    partners: list[str] | str | None = None,
     players: list[int] | None = None,
     games: int = 1000,
     game: str | None = None,
@@ -58,8 +61,10 @@ def evaluate(
     on where it was stopped.
 
     Args:
-        runs: the folder of a run, or of several runs, or a list [A, B] of such; [] for rule agents.
-        partners: rule agents in cross-play; all that do not see their own hand if not given.
+        runs: the folder of a run, or of several runs, or a list '[A, B]' of such; '[]' for rule
+            agents alone.
+        partners: a rule agent, or a list '[piers, iggi]' of such, in cross-play; all that do not
+            see their own hand if not given.
         players: numbers of players; all that the game is for if not given.
         games: decks that each pairing plays, in every seating.
         game: full, 3c3r, 2c3r or 2c2r; that of the runs if not given.
@@ -74,7 +79,7 @@ def evaluate(
         raise ValueError(
             f"expected at least 2 games and a seed of at least 0, but got {games} and {seed}"
         )
-    learnt = read_learnt([Path(run) for run in ([runs] if isinstance(runs, str) else runs)])
+    learnt = read_learnt([Path(run) for run in as_list(runs)])
     if game is None:
         game = _game_of(learnt)
     counts = Rules.counts(game) if players is None else tuple(sorted(set(players)))
@@ -83,9 +88,12 @@ def evaluate(
     rules = {f"{P}p": Rules.of(game, P).as_dict() for P in counts}
     if partners is None:
         partners = [name for name, player in PARTNERS.items() if not player.sees_hand]
-    agents = [*learnt, *(Agent.rule(name) for name in dict.fromkeys(partners))]
+    agents = [*learnt, *(Agent.rule(name) for name in dict.fromkeys(as_list(partners)))]
     folder = Path(output)
     remove_leftovers(folder)
+    for pattern in OUTPUTS:  # of an evaluation of others
+        for path in folder.glob(pattern):
+            path.unlink()
     pairings = Pairings(game, games, seed, folder / "games")
     self_play = self_play_rows(pairings, learnt, counts)
     result = {**_about(learnt), "game": game, "rules": rules, "decks": games, "seed": seed}

@@ -64,7 +64,7 @@ class LearnerConfig:
     bomb: Bomb = "strict"
     burn_in: int = 0
     other_play: bool = False
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     final_rate: float = 0.1
     max_grad_norm: float = 5.0
     target_every: int = 100

@@ -20,7 +20,7 @@ from fox.layers import ForgettingAttention
 from fox.policy import FoxPolicy
 
 Unit = Literal["clause", "token"]
-Memories = Literal["fox", "lstm", "none"]
+Recall = Literal["fox", "lstm", "none"]
 # What a language model must share with the blocks that start from it.
 _SHAPE: tuple[str, ...] = ("hidden_size", "num_hidden_layers", "num_heads", "num_kv_heads")
 _SHAPE += ("intermediate_size", "fgate_type", "use_rope", "use_k_shift", "use_v_shift", "qk_norm")
@@ -52,16 +52,14 @@ class NetworkConfig:
     num_hidden_layers: int = 1
     num_heads: int = 2
     unit: Unit = "clause"
-    memory: Memories = "fox"
+    memory: Recall = "fox"
     memory_layers: int = 1
     centre: bool = False
     style: Style = "full"
     pretrained: str | None = None
 
     def __post_init__(self) -> None:
-        one_of(
-            "network", self, unit=get_args(Unit), memory=get_args(Memories), style=get_args(Style)
-        )
+        one_of("network", self, unit=get_args(Unit), memory=get_args(Recall), style=get_args(Style))
         at_least("network", self, hidden_size=1, num_hidden_layers=1, num_heads=1, memory_layers=1)
         if self.hidden_size % self.num_heads:
             raise ValueError(

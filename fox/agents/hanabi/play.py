@@ -8,6 +8,7 @@ import numpy as np
 from rich.columns import Columns
 from rich.console import Console
 
+from fox.agents.command import as_list
 from fox.agents.hanabi.board import HELP, board, move_words
 from fox.agents.hanabi.conventions import Convention, Reading
 from fox.agents.hanabi.partners import PARTNERS, RulePlayer
@@ -24,7 +25,7 @@ def play(
     *,
     game: str | None = None,
     players: int | None = None,
-    partners: list[str] | None = None,
+    partners: list[str] | str | None = None,
     seat: int | None = None,
     seed: int = 0,
 ) -> None:
@@ -37,7 +38,8 @@ def play(
         agent: folder of a run, or name of a rule agent.
         game: full, 3c3r, 2c3r or 2c2r; if not given that of the run, full for a rule agent.
         players: how many; if not given the first number that the run learnt, 2 for a rule agent.
-        partners: who takes the seats that are left, each like `agent`; the agent if not given.
+        partners: who takes the seats that are left, each like `agent`: one, or a list
+            '[piers, iggi]'; the agent if not given.
         seat: of a person, from 0 on; nobody if not given. The others sit around in their order.
         seed: of the deck and of all that players draw.
 
@@ -52,11 +54,12 @@ def play(
     if seat is not None and not 0 <= seat < P:
         raise ValueError(f"seat must lie in 0..{P - 1}, but got {seat}")
     left = P - 1 if seat is None else P - 2
-    if partners is not None and len(partners) != left:
+    chosen = [agent] * left if partners is None else as_list(partners)
+    if len(chosen) != left:
         raise ValueError(
-            f"expected partners for the {left} seats that are left, but got {len(partners)}"
+            f"expected partners for the {left} seats that are left, but got {len(chosen)}"
         )
-    others = [first] * left if partners is None else [_player(name)[0] for name in partners]
+    others = [first if name == agent else _player(name)[0] for name in chosen]
     seated, console = [first, *others], Console(highlight=False, markup=False)
     names = [player.name for player in seated]
     if seat is None:

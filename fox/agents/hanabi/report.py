@@ -14,11 +14,24 @@ REFERENCES = ("random", "cheater")  # shown beside the best rule agent
 Rows = Sequence[Mapping[str, Any]]
 
 
+def report_run(result: Mapping[str, Any]) -> None:
+    """What run_agent returns: greedy self-play with every number of players."""
+    rows = [
+        {"seen": "trained" if score["trained"] else "zero-shot", "players": players[:-1], **score}
+        for players, score in result["scores"].items()
+    ]
+    table = _table(f"greedy self-play, {result['games']:,} games each", ("players",))
+    _score_columns(table)
+    for row in rows:
+        table.add_row(row["players"] + _mark(row), *_scores(row))
+    table.caption = _note(rows)
+    _show(table)
+
+
 def report_self_play(rows: Rows, title: str) -> None:
     """The agents, their means, the best rule agent, and the references."""
     table = _table(title, ("players", "agent"))
-    for heading in ("strict", "kept", "perfect", "bombed", "turns", "over best"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    _score_columns(table, "over best")
     last = None
     for row in rows:
         name = row["agent"]
@@ -29,11 +42,7 @@ def report_self_play(rows: Rows, title: str) -> None:
         table.add_row(
             str(row["players"]) if last != row["players"] else "",
             (name if row["runs"] == 1 else f"mean of {row['runs']}") + _mark(row),
-            _interval(row, "strict"),
-            f"{row['keep']:.2f}",
-            f"{row['perfect_rate']:.0%}",
-            f"{row['bomb_rate']:.0%}",
-            f"{row['turns']:.1f}",
+            *_scores(row),
             "" if row["best_rules"] else _interval(row, "over_best", "+"),
         )
         last = row["players"]
@@ -73,6 +82,21 @@ def _table(title: str, headings: Sequence[str]) -> Table:
     for heading in headings:
         table.add_column(heading, overflow="fold", min_width=7)
     return table
+
+
+def _score_columns(table: Table, *more: str) -> None:
+    for heading in ("strict", "kept", "perfect", "bombed", "turns", *more):
+        table.add_column(heading, justify="right", no_wrap=True)
+
+
+def _scores(row: Mapping[str, Any]) -> list[str]:
+    return [
+        _interval(row, "strict"),
+        f"{row['keep']:.2f}",
+        f"{row['perfect_rate']:.0%}",
+        f"{row['bomb_rate']:.0%}",
+        f"{row['turns']:.1f}",
+    ]
 
 
 def _show(table: Table) -> None:

@@ -5,16 +5,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from fox.agents.hanabi.config import ActorsConfig, EnvConfig, RunConfig, RunSettings
 from fox.agents.hanabi.learner import LearnerConfig
 from fox.agents.hanabi.network import NetworkConfig, blank_net
 from fox.agents.hanabi.plots import draw_learning
 from fox.agents.hanabi.replay import ReplayConfig
+from fox.agents.hanabi.report import report_run
 from fox.agents.hanabi.run import run_agent
 from fox.agents.hanabi.selfplay import ExplorationConfig
 from fox.agents.metrics import read_table
@@ -66,7 +64,7 @@ def train(
     except Stopped as stopped:
         print(f"{stopped}: the same command goes on", flush=True)
         raise KeyboardInterrupt from None
-    Console().print(_scores(result))
+    report_run(result)
     folder = Path(run.folder)
     draw_learning(folder / "learning.png", {folder.name: read_table(folder / "metrics.csv")})
     print(f"all in {run.folder}", flush=True)
@@ -107,28 +105,6 @@ class Board:
         else:
             self.bar.console.print(line, highlight=False)
         self.bar.update(self.task, completed=row["games"])
-
-
-def _scores(result: dict[str, Any]) -> Table:
-    table = Table(
-        title=f"greedy self-play, {result['games']:,} games each",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        padding=0,
-        show_edge=False,
-    )
-    for heading in ("players", "strict score", "points kept", "perfect", "lost", "turns"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for players, score in result["scores"].items():
-        table.add_row(
-            players + ("" if score["trained"] else " (never seen)"),
-            f"{score['strict']:.2f} ± {score['strict_error']:.2f}",
-            f"{score['keep']:.2f}",
-            f"{score['perfect_rate']:.1%}",
-            f"{score['bomb_rate']:.1%}",
-            f"{score['turns']:.1f}",
-        )
-    return table
 
 
 def _join(players: Iterable[int]) -> str:
