@@ -26,13 +26,14 @@ from rich.progress import track
 from fox.agents.hanabi.config import RunConfig
 from fox.agents.hanabi.evaluate import evaluate
 from fox.agents.hanabi.run import new_net, run_agent
+from fox.agents.hanabi.scores import estimate
 from fox.agents.metrics import read_table
 from fox.figures import FAINT, INK, PALETTE, new_figure, plain_axes, save_figure
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent / "realtime"))
 
-from record import Line, interval, record  # noqa: E402 - it is found there
+from record import Line, record  # noqa: E402 - it is found there
 
 BUDGET, SMOKE_BUDGET = 2400, 60  # CPU-seconds: twenty minutes of two cores, and one of one
 DECKS = 500  # of each pairing in cross-play
@@ -142,7 +143,7 @@ def acceptance(runs: Sequence[dict[str, Any]]) -> list[Line]:
     lines = []
     for name, kind in kinds_of(runs).items():
         for P, least in kind.wanted.items():
-            middle, low, high = interval(scores(runs, name, P))
+            middle, _, low, high = estimate(scores(runs, name, P))
             measured = f"{middle:.2f} ({low:.2f} to {high:.2f})"
             lines.append(Line(f"{name}, {P} players: {least} or more", measured, middle >= least))
     for wanted, budget, some in (
@@ -163,7 +164,7 @@ def table(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         for key in next(run["scores"] for run in runs if run["kind"] == name):
             P = int(key[:-1])
             values = scores(runs, name, P)
-            middle, low, high = interval(values)
+            middle, _, low, high = estimate(values)
             rows.append(
                 {"kind": name, "players": P, "trained": P in kind.players, "seeds": len(values)}
                 | {"strict": middle, "low": low, "high": high}
@@ -210,6 +211,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     options = parser.parse_args()
+    if options.seeds < 2:
+        parser.error("intervals over seeds need 2 seeds or more")
+    options.results.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     seeds, names = range(options.seeds), options.kinds
     found = learn_all(seeds, names, options.runs)
