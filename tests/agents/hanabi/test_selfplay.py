@@ -2,13 +2,15 @@
 
 import numpy as np
 import pytest
-import torch
+from episodes import same
 
-from fox.agents.flat import flattened
+from fox.agents.flat import flattened, load_flat
 from fox.agents.hanabi.game import Game
 from fox.agents.hanabi.network import HanabiNet, NetworkConfig
+from fox.agents.hanabi.player import NetworkPlayer
 from fox.agents.hanabi.rules import Rules
 from fox.agents.hanabi.selfplay import ExplorationConfig, Plan, SelfPlay
+from fox.agents.hanabi.table import play_games
 from fox.agents.hanabi.text import VOCABULARY, observation_words
 
 pytestmark = pytest.mark.usefixtures("engine")
@@ -26,17 +28,20 @@ def weights():
     return flattened(HanabiNet(NETWORK)).numpy()
 
 
-def same(a, b):
-    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in vars(a))
-
-
 def test_the_same_wave_has_the_same_games_whatever_was_played_before(weights):
     first = SelfPlay(plan()).play(weights, 5, wave=4)
     other = SelfPlay(plan())
     other.play(weights, 0, wave=1)
     again = other.play(weights.copy(), 5, wave=4)
     assert len(first) == 6
-    assert all(same(a, b) for a, b in zip(first, again, strict=True))
+    assert all(map(same, first, again))
+
+
+def test_a_game_does_not_depend_on_those_beside_it(weights):
+    three = SelfPlay(plan(games=3, base=0.5, alpha=0.0)).play(weights, 0, wave=2)
+    twelve = SelfPlay(plan(games=12, base=0.5, alpha=0.0)).play(weights, 0, wave=0)
+    assert len({game.turns for game in twelve[:6]}) > 1  # some end before others
+    assert all(map(same, three, twelve[6:9]))
 
 
 @pytest.mark.parametrize("changed", ["seed", "wave", "weights"])
@@ -73,12 +78,16 @@ def test_an_episode_tells_what_happened_in_the_game(weights):
         assert (episode.strict_score, episode.keep_score) == (game.strict_score, game.keep_score)
 
 
+def test_the_shares_of_random_moves_fall_from_game_to_game():
+    exploration = ExplorationConfig(base=0.4, alpha=3.0)
+    assert exploration.epsilons(3) == pytest.approx([0.4, 0.4**2.5, 0.4**4])
+    assert exploration.epsilons(1) == pytest.approx([0.4])
+
+
 def test_moves_are_drawn_at_random_as_often_as_the_shares_say(weights):
     games, waves = 40, 12
     play = SelfPlay(plan(games=games, base=0.4, alpha=3.0))
     shares = play.plan.exploration.epsilons(games)
-    assert shares[0] == pytest.approx(0.4)
-    assert shares[-1] == pytest.approx(0.4**4)
     found, wanted, variance = 0, 0.0, 0.0
     for wave in range(waves):
         for share, episode in zip(shares, play.play(weights, 0, wave), strict=True):
@@ -89,12 +98,43 @@ def test_moves_are_drawn_at_random_as_often_as_the_shares_say(weights):
     assert abs(found - wanted) < 4 * variance**0.5
 
 
+def test_every_game_has_its_own_share_of_random_moves(weights):
+    play = SelfPlay(plan(games=2, base=0.5, alpha=1000.0))
+    waves = [play.play(weights, 0, wave) for wave in range(10)]
+    assert any(first.explored.any() for first, _ in waves)
+    assert not any(second.explored.any() for _, second in waves)
+
+
+def test_random_moves_are_made_and_every_legal_one_is_drawn_equally_often(weights):
+    play = SelfPlay(plan(games=60, base=1.0, alpha=0.0))
+    found, wanted, variance = 0, 0.0, 0.0
+    for wave in (0, 2):  # of two players
+        for episode in play.play(weights, 0, wave):
+            assert episode.explored.all()
+            share = episode.legal / episode.legal.sum(1, keepdims=True)
+            found += np.bincount(episode.actions, minlength=share.shape[1])
+            wanted += share.sum(0)
+            variance += (share * (1 - share)).sum(0)
+    assert (wanted > 20).all()
+    assert (abs(found - wanted) < 4 * variance**0.5).all()
+
+
 def test_without_random_moves_all_are_the_networks_best(weights):
     net = HanabiNet(NETWORK)
-    for episode in SelfPlay(plan(base=0.0)).play(weights, 0, wave=0):
+    load_flat(net, weights)
+    games = play_games(
+        RULES[0], [(3, number) for number in range(6)], [NetworkPlayer(net, "x")] * 2
+    )
+    for episode, game in zip(SelfPlay(plan(base=0.0)).play(weights, 0, wave=0), games, strict=True):
         assert not episode.explored.any()
-    with torch.no_grad():  # any other weights than these would be greedy on other moves
-        assert not np.array_equal(flattened(net).numpy(), weights)
+        assert [RULES[0].moves[action] for action in episode.actions] == [
+            event.move for event in game.events
+        ]
+
+
+def test_a_pretrained_folder_need_not_be_there_where_games_are_played():
+    network = NetworkConfig(hidden_size=8, unit="token", pretrained="gone")
+    SelfPlay(Plan(network, RULES, 3, 6, ExplorationConfig()))
 
 
 @pytest.mark.parametrize(("name", "value"), [("base", 1.5), ("base", -0.1), ("alpha", -1.0)])
