@@ -10,11 +10,11 @@ from fox.agents.metrics import table
 from fox.files import whole_file, write_json
 
 
-def save_run(folder, seed, players=(2, 3), game="2c2r", hidden_size=8, rows=2):
+def save_run(folder, seed, players=(2, 3), game="2c2r", rows=2, **network):
     """A run in a folder whose network is as its seed draws it; returns the folder's name."""
     config = RunConfig(
         env=EnvConfig(game, list(players)),
-        network=NetworkConfig(hidden_size=hidden_size),
+        network=NetworkConfig(**{"hidden_size": 8} | network),
         run=RunSettings(folder=str(folder), seed=seed),
     )
     write_json(folder / "config.json", config.as_dict())

@@ -1,6 +1,7 @@
 """A run: it goes on bit for bit, measures what it says, and its folder is whole."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,15 +11,28 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from episodes import made_up
+from saved_runs import save_run
 
+from fox.agents.flat import flattened
 from fox.agents.hanabi.config import ActorsConfig, EnvConfig, RunConfig, RunSettings
+from fox.agents.hanabi.episode import unpacked
 from fox.agents.hanabi.learner import LearnerConfig
 from fox.agents.hanabi.network import NetworkConfig
 from fox.agents.hanabi.replay import ReplayConfig
-from fox.agents.hanabi.run import columns, new_net, read_agent, run_agent
+from fox.agents.hanabi.run import (
+    TEST,
+    Progress,
+    columns,
+    new_net,
+    play_greedily,
+    read_agent,
+    run_agent,
+)
+from fox.agents.hanabi.selfplay import SelfPlay
 from fox.agents.metrics import read_table
 from fox.agents.signals import Stopped
-from fox.files import read_json
+from fox.files import read_json, write_json
 
 pytestmark = pytest.mark.usefixtures("engine")
 
@@ -84,6 +98,31 @@ def test_a_run_leaves_metrics_an_evaluation_and_an_agent(whole):
     assert not torch.equal(weights, torch.cat([p.flatten() for p in new_net(config).parameters()]))
 
 
+def test_a_row_tells_of_the_games_since_the_row_before(whole):
+    folder, _, rows = whole
+    config = small(folder)
+    play, drawn = SelfPlay(config.plan), flattened(new_net(config)).numpy()
+    first = [episode for wave in (0, 1) for episode in play.play(drawn, 0, wave)]
+    (path,) = folder.glob("replay/*.npz")
+    with np.load(path) as arrays:
+        last = unpacked(dict(arrays))[-16:]
+    for row, games in ((rows[0], first), (rows[-1], last)):
+        for rules in config.env.rules:
+            strict = [game.strict_score for game in games if game.rules == rules]
+            assert row[f"play_{rules.players}p"] == np.mean(strict)
+        assert row["random_rate"] == np.mean(np.concatenate([game.explored for game in games]))
+
+
+def test_the_last_row_has_the_scores_of_greedy_games_of_the_saved_agent(whole):
+    folder, _, rows = whole
+    config, net = read_agent(folder)
+    for rules in config.env.rules:
+        games = play_greedily(net, rules, 4, TEST)
+        P = rules.players
+        assert rows[-1][f"test_{P}p"] == np.mean([game.strict_score for game in games])
+        assert rows[-1][f"keep_{P}p"] == np.mean([game.keep_score for game in games])
+
+
 def test_games_are_learnt_from_as_often_as_the_ratio_says(whole):
     _, result, rows = whole
     assert result["version"] == int((64 - 8) * 1.5 / 4)
@@ -131,23 +170,37 @@ def test_an_evaluation_is_made_once(whole):
     assert (folder / "evaluation.json").stat().st_mtime_ns == before
 
 
-def test_a_folder_of_another_run_is_refused_but_its_workers_may_change(whole):
-    folder, result, _ = whole
-    config = small(folder)
+def test_an_evaluation_of_more_games_is_made_anew(whole, tmp_path):
+    folder = shutil.copytree(whole[0], tmp_path / "run")
+    result, _ = learn(small(folder, evaluation_games=6))
+    assert result["games"] == result["scores"]["2p"]["decks"] == 6
+    assert result == read_json(folder / "evaluation.json")
+
+
+def test_a_folder_of_another_run_is_refused(whole):
+    config = small(whole[0])
     with pytest.raises(ValueError, match=r"learner.gamma = 0.99, but got 0.5: choose another"):
         learn(replace(config, learner=replace(config.learner, gamma=0.5)))
-    other = replace(config, actors=replace(config.actors, kind="process", workers=2))
-    assert learn(other)[0] == result
 
 
-def test_a_run_can_be_played_by_processes(tmp_path):
+def test_a_run_that_was_stopped_may_go_on_with_processes(tmp_path):
     config = small(tmp_path / "run", games=32, warmup_games=16, test_games=0)
-    config = replace(config, actors=replace(config.actors, kind="process", workers=2))
-    result, rows = learn(config)
-    assert [row["games"] for row in rows] == [16, 32]
+    waves = iter(range(100))
+    with pytest.raises(Stopped, match="stopped after game 16 of 32"):
+        learn(config, lambda: next(waves) == 2)
+    result, rows = learn(replace(config, actors=replace(config.actors, kind="process", workers=2)))
+    assert [row["games"] for row in rows] == [32]
     assert result["version"] == 6
     assert rows[-1]["lost_workers"] == 0
     assert "test_2p" not in rows[-1]
+    assert read_json(tmp_path / "run" / "config.json")["actors"]["kind"] == "process"
+
+
+def test_waves_that_come_out_of_order_are_not_played_again():
+    progress = Progress()
+    for wave in (3, 1):
+        progress.add([made_up(number=number) for number in (8 * wave, 8 * wave + 1)], wave_games=8)
+    assert progress.next_wave == 4
 
 
 def test_a_folder_without_a_run_is_named_with_those_inside(whole, tmp_path):
@@ -157,6 +210,15 @@ def test_a_folder_without_a_run_is_named_with_those_inside(whole, tmp_path):
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     with pytest.raises(ValueError, match="has saved no weights yet: let it train on"):
         read_agent(tmp_path)
+
+
+def test_an_agent_is_read_without_the_language_model_that_it_began_with(tmp_path):
+    save_run(tmp_path, 0, unit="token")
+    path = tmp_path / "config.json"
+    config = read_json(path)
+    config["network"]["pretrained"] = "gone"
+    write_json(path, config)
+    assert read_agent(tmp_path)[0].network.pretrained == "gone"
 
 
 def test_the_seed_draws_the_weights():
