@@ -174,6 +174,15 @@ def test_tables_in_the_terminal_mark_what_was_never_trained(evaluated, runs, cap
     assert "\x1b" not in told
 
 
+def test_files_of_an_evaluation_of_others_do_not_stay_beside_the_new_ones(tmp_path, capsys):
+    common = ["evaluate", "[]", "--game", "2c2r", "--games", "2", "--output", str(tmp_path)]
+    main([*common, "--partners", "[iggi, piers]"])
+    assert (tmp_path / "cross_play_3p.png").is_file()
+    main([*common, "--partners", "iggi", "--players", "[2]"])
+    assert not list(tmp_path.glob("*3p*"))
+    assert rows_of(tmp_path / "cross_play_2p.csv")[0].keys() == {"host", "iggi"}
+
+
 def test_names_with_brackets_are_shown_as_they_are(tmp_path, capsys):
     save_run(tmp_path / "mini[red]", 0)
     (learnt,) = read_learnt([tmp_path / "mini[red]"])

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fox.agents.hanabi.config import ActorsConfig, EnvConfig, RunConfig, RunSettings
+from fox.agents.hanabi.config import SEEDS, ActorsConfig, EnvConfig, RunConfig, RunSettings
+from fox.agents.hanabi.learner import LearnerConfig
 from fox.agents.hanabi.network import HanabiNet
 
 PRESETS = sorted(Path(str(files("fox.agents.hanabi.configs"))).glob("*.yaml"))
@@ -61,8 +62,27 @@ def test_actors_say_what_they_expect(name):
         ("checkpoint_seconds", -1.0, "run.checkpoint_seconds must be at least 0"),
         ("warmup_games", 50_000, "run.warmup_games must be fewer than run.games = 50000"),
         ("replay_ratio", 0.0, "run.replay_ratio must be above 0"),
+        ("seed", SEEDS, "run.seed must be below 2,000,000,000, but got 2000000000"),
     ],
 )
 def test_a_run_says_what_it_expects(name, value, message):
     with pytest.raises(ValueError, match=message):
         RunSettings(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        (
+            {"learner": LearnerConfig(batch_games=3)},
+            "of the 4 numbers of players, but learner",
+        ),
+        (
+            {"run": RunSettings(games=160)},
+            "160 games are too few for one update of 48 games",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_refused(parts, message):
+    with pytest.raises(ValueError, match=message):
+        RunConfig(**parts)

@@ -362,5 +362,10 @@ def test_a_gpu_makes_the_same_updates(targets):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_no_fallback():
-    with pytest.raises(ValueError, match="'cuda', but PyTorch finds no GPU here: set it to 'cpu'"):
+    with pytest.raises(ValueError, match="'cuda', but PyTorch finds 0 GPUs here: set it to 'cpu'"):
         learner(device="cuda")
+
+
+def test_a_device_that_is_none_is_told():
+    with pytest.raises(ValueError, match=r"must be a device of PyTorch, .* but got 'gpu'"):
+        learner(device="gpu")

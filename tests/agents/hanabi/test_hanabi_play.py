@@ -320,7 +320,7 @@ def test_game_and_players_are_those_of_the_run_or_the_full_game_for_two(run, cap
         (["piers", "--seat", "2"], "seat must lie in 0..1, but got 2"),
         (["piers", "--partners", "[]"], "partners for the 1 seats that are left, but got 0"),
         (["piers", "--seat", "0", "--partners", "[iggi]"], "for the 0 seats that are left"),
-        (["piers", "--partners", "[nobody]"], "but got 'nobody'"),
+        (["piers", "--partners", "nobody"], "but got 'nobody'"),
     ],
 )
 def test_play_refuses_what_cannot_be(arguments, words, capsys):

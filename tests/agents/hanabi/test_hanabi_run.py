@@ -177,6 +177,32 @@ def test_an_evaluation_of_more_games_is_made_anew(whole, tmp_path):
     assert result == read_json(folder / "evaluation.json")
 
 
+def test_a_run_that_is_stopped_in_its_evaluation_is_evaluated_by_the_same_command(tmp_path):
+    config, rows = small(tmp_path / "run", games=16), []
+    with pytest.raises(Stopped, match="stopped in the evaluation"):
+        run_agent(config, rows.append, lambda: bool(rows))
+    assert not (tmp_path / "run" / "evaluation.json").exists()
+    result, more = learn(config)
+    assert more == []
+    assert result["games"] == 4
+
+
+def test_a_wave_beyond_the_last_game_brings_no_update(tmp_path):
+    config = small(tmp_path / "run", games=18, warmup_games=10, test_games=0)
+    result, rows = learn(config)
+    assert rows[-1]["games"] == 24
+    assert result["version"] == config.updates == 3
+
+
+def test_a_run_begins_with_the_weights_of_the_run_that_it_starts_from(whole):
+    config = small("unused", start=str(whole[0]))
+    begun = torch.cat([p.flatten() for p in new_net(config).parameters()])
+    assert torch.equal(begun, state(whole[0])["learner"]["weights"])
+    other = replace(config, network=NetworkConfig(hidden_size=16))
+    with pytest.raises(ValueError, match=r"has network.hidden_size = 8, but this one, .* has 16"):
+        new_net(other)
+
+
 def test_a_folder_of_another_run_is_refused(whole):
     config = small(whole[0])
     with pytest.raises(ValueError, match=r"learner.gamma = 0.99, but got 0.5: choose another"):
