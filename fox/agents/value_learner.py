@@ -4,7 +4,7 @@ Legend: N weights.
 """
 
 import copy
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from fox.agents.flat import flattened
 
 
-class ValueLearner:
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class ValueLearner(Generic[Network]):
     """A network that learns, and its target network, with the same weights at first.
 
     The weights of each are one vector that its parameters are views of: what is clipped and stepped
@@ -28,7 +31,7 @@ class ValueLearner:
         version: updates so far, which number the weights.
     """
 
-    def __init__(self, network: nn.Module, eps: float) -> None:
+    def __init__(self, network: Network, eps: float) -> None:
         self.target = copy.deepcopy(network).requires_grad_(False)
         self.version = 0
         self._parameters = list(network.parameters())

@@ -35,8 +35,8 @@ NOTE = (
     "own hand, and is no bound."
 )
 RANDOM = "random"
-OUTPUTS = ("self_play.csv", "pairings.csv", "seeds.csv", "cross_play_*p.csv", "cross_play_*p.png")
-OUTPUTS += ("learning.png", "evaluation.json")
+OUTPUTS: tuple[str, ...] = ("self_play.csv", "pairings.csv", "seeds.csv", "cross_play_*p.csv")
+OUTPUTS += ("cross_play_*p.png", "learning.png", "evaluation.json")
 
 Rows = list[dict[str, Any]]
 Thing = TypeVar("Thing")

@@ -77,7 +77,7 @@ class LearnerConfig:
         within_one("learner", self, "gamma", "final_rate")
 
 
-class Learner(ValueLearner):
+class Learner(ValueLearner[HanabiNet]):
     """Double deep Q-learning with a target network.
 
     The loss is averaged over the turns of each number of players, then over these numbers. Update u

@@ -68,7 +68,7 @@ class LearnerConfig:
         within_one("learner", self, "gamma", "target_rate")
 
 
-class Learner(ValueLearner):
+class Learner(ValueLearner[RealtimePolicy]):
     """Deep Q-learning with a target network.
 
     Update u draws its batch from a generator keyed by (seed, u): a resumed learner goes on bit for
