@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from fox.agents.flat import flattened
 
-
 Network = TypeVar("Network", bound=nn.Module)
 
 
