@@ -1,6 +1,7 @@
 """Results on disk: a file appears whole under its name, or not at all."""
 
 import csv
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,31 @@ def whole_file(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(folder: Path, taken: str) -> Iterator[None]:
+    """The folder for this process alone, until the block or the process ends.
+
+    Windows has no such locks, and neither have some network disks, where a line says so.
+
+    Raises:
+        ValueError: another process has it; `taken` is the message.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                raise ValueError(taken) from None
+            print(f"{folder} is on a disk without locks: start no second run there", flush=True)
+        yield
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """Going on after a kill: checkpoints that are whole, and a folder that one run has to itself."""
 
-import errno
 import os
 import struct
 import zipfile
@@ -15,7 +14,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 
-from fox.files import remove_leftovers, whole_file
+from fox.files import locked, remove_leftovers, whole_file
 
 # What may be given anew to a run: where and how it computes changes its losses by rounding only.
 FREE = {
@@ -112,22 +111,10 @@ def claimed(folder: Path) -> Iterator[None]:
     Raises:
         ValueError: another process trains in the folder.
     """
-    # The first process claims it for all.
-    if rank_zero_only.rank or os.name != "posix":  # type: ignore[attr-defined]
-        yield
+    if rank_zero_only.rank:  # type: ignore[attr-defined]
+        yield  # the first process claims it for all
         return
-    import fcntl
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however
-        except OSError as error:
-            if error.errno in (errno.EAGAIN, errno.EACCES):
-                raise ValueError(
-                    f"another process is training in {folder}: stop it first"
-                ) from None
-            tell(f"{folder} is on a disk without locks: start no second run there")
+    with locked(folder, f"another process is training in {folder}: stop it first"):
         remove_leftovers(folder)
         last_checkpoint(folder).with_name("next.ckpt").unlink(missing_ok=True)
         yield

@@ -1,13 +1,11 @@
 """Whose a folder is: of one run, whose settings it keeps, and of one process at a time."""
 
-import fcntl
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fox.files import read_json, remove_leftovers, write_json
+from fox.files import locked, read_json, remove_leftovers, write_json
 
 Config = TypeVar("Config")
 
@@ -24,32 +22,13 @@ def claimed(folder: Path, settings: Mapping[str, Any], free: Collection[str]) ->
     Raises:
         ValueError: the folder is another run's, or another process has claimed it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = locked(folder, f"another process is at the run in {folder}: end that process first")
-    try:
+    with locked(folder, f"another process is at the run in {folder}: stop it first"):
         path = folder / "config.json"
         if path.is_file():
             _check(folder, _flat(settings), _flat(read_json(path)), free)
         remove_leftovers(folder)
         write_json(path, settings)  # what was free may be new
         yield
-    finally:
-        os.close(lock)
-
-
-def locked(path: Path, taken: str) -> int:
-    """A descriptor that holds a lock on what is there, until it is closed or the process ends.
-
-    Raises:
-        ValueError: another has it; `taken` is the message.
-    """
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise ValueError(taken) from None
-    return descriptor
 
 
 def read_config(folder: Path, program: str, of: Callable[[dict[str, Any]], Config]) -> Config:

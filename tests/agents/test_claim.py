@@ -35,7 +35,7 @@ def test_a_folder_where_another_process_is_at_work_is_left_alone(tmp_path):
     with claimed(tmp_path, SETTINGS, FREE):
         moved = SETTINGS | {"run": {"folder": "runs/b", "seed": 3}}
         with (
-            pytest.raises(ValueError, match=r"another process is at the run in .*: end that"),
+            pytest.raises(ValueError, match=r"another process is at the run in .*: stop it"),
             claimed(tmp_path, moved, FREE),
         ):
             pass

@@ -5,6 +5,7 @@ t - d and was completed with the committed actions a_{t-d} .. a_{t-1}. B sequenc
 P decisions each, n steps of a return, W committed actions.
 """
 
+import fcntl
 import os
 import weakref
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from fox.agents.claim import locked
 from fox.agents.realtime.ticks import Source
 from fox.files import whole_file
 
@@ -353,9 +353,16 @@ class Replay:
 
 
 def _locked(folder: Path) -> int:
-    """A descriptor that holds the writer's lock."""
-    taken = f"the replay in {folder} has a writer already: end that process first"
-    return locked(folder / "count.npy", taken)
+    """A descriptor that holds the writer's lock, until it is closed or the process ends."""
+    descriptor = os.open(folder / "count.npy", os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ValueError(
+            f"the replay in {folder} has a writer already: end that process first"
+        ) from None
+    return descriptor
 
 
 def _write_zeros(path: Path, kind: np.dtype, shape: tuple[int, ...]) -> None:

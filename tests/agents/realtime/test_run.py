@@ -1,7 +1,6 @@
 """A run in its folder: it repeats in virtual time, goes on after a stop, and refuses another's."""
 
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import pytest
 import torch
 from torch.nn.utils import parameters_to_vector
 
-from fox.agents.claim import locked
 from fox.agents.metrics import read_table
 from fox.agents.realtime.agent import Agent, GreedyHead, playing
 from fox.agents.realtime.behaviour import SmallPolicy
@@ -28,6 +26,7 @@ from fox.agents.realtime.run import evaluate, read_run, run_agent
 from fox.agents.realtime.ticks import Source
 from fox.agents.signals import Stopped
 from fox.agents.weights import WeightBuffers
+from fox.files import locked
 
 TICKS = 240
 TIMES = {"fps"}
@@ -176,10 +175,11 @@ def test_a_killed_run_goes_on_in_an_episode_that_the_log_has_not_seen(tmp_path):
 def test_a_folder_whose_run_goes_on_keeps_its_configuration(finished):
     folder, *_ = finished
     before = (folder / "config.json").read_text()
-    lock = locked(folder, "")
-    with pytest.raises(ValueError, match=r"another process is at the run in .*: end that"):
+    with (
+        locked(folder, "not taken"),
+        pytest.raises(ValueError, match=r"another process is at the run in .*: stop it first"),
+    ):
         run(tiny(folder, run={"ticks": 900}))
-    os.close(lock)
     assert (folder / "config.json").read_text() == before
 
 
