@@ -1,12 +1,15 @@
+"""HanabiNet: texts are read alone, seats remember their own turns, and values are the formula."""
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from episodes import made_up
+from nets import make_net
 
 from fox.agents.hanabi.encoder import LastFeature, Sequences, pairs
 from fox.agents.hanabi.memory import small_fox
-from fox.agents.hanabi.network import HanabiNet, NetworkConfig
+from fox.agents.hanabi.network import NetworkConfig
 from fox.agents.hanabi.rules import Rules
 from fox.agents.hanabi.text import (
     FIELDS,
@@ -25,11 +28,6 @@ from fox.model import FoxForCausalLM
 from fox.policy import FoxPolicy
 
 UNITS, MEMORIES = ("clause", "token"), ("fox", "lstm", "none")
-
-
-def make_net(seed=0, **config):
-    torch.manual_seed(seed)
-    return HanabiNet(NetworkConfig(**{"hidden_size": 16} | config))
 
 
 def some_texts():
@@ -175,6 +173,8 @@ def test_step_by_step_a_seat_remembers_what_it_does_of_the_whole_game(memory, la
     state, rows = net.new_memory(5, max_turns=9), list(range(5))
     for turn in range(9):
         going = [row for row in rows if lengths[row] > turn]
+        if turn == 3:
+            going.reverse()
         state = net.memory.select(state, [rows.index(row) for row in going])
         rows = going
         h, state = net.step(state, x[rows, turn])
@@ -190,6 +190,13 @@ def test_a_memory_knows_neither_later_turns_nor_other_seats(memory):
     torch.testing.assert_close(net.remember(changed)[0, :4], net.remember(x)[0, :4])
     if memory != "none":
         assert not torch.allclose(net.remember(changed)[0, 5], net.remember(x)[0, 5])
+
+
+def test_without_a_memory_nothing_is_remembered():
+    net, x = make_net(memory="none"), torch.randn(3, 6, 16)
+    h, _ = net.step(net.new_memory(3, max_turns=6), x[:, 0])
+    assert not net.remember(x).any()
+    assert not h.any()
 
 
 def test_a_new_memory_begins_anew():
