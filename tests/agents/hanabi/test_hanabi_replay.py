@@ -40,6 +40,13 @@ def prioritise(replay, errors):
     assert seen == set(range(replay.added - len(replay), replay.added))
 
 
+def loaded(folder, state, **config):
+    """An empty replay that has become the saved one."""
+    replay = replay_of([], **config)
+    replay.load(folder, state)
+    return replay
+
+
 def equal_rings(one, other):
     assert one.added == other.added
     assert len(one) == len(other)
@@ -68,6 +75,13 @@ def test_a_tree_never_draws_a_priority_of_zero():
     assert tree[np.arange(5)].tolist() == [0, 0.1, 0, 0.7, 0]
 
 
+def test_a_place_that_is_set_twice_keeps_its_last_priority():
+    tree = SumTree(4)
+    tree.set(np.array([2, 1, 2]), np.array([1.0, 0.5, 3.0]))
+    assert tree[np.arange(4)].tolist() == [0, 0.5, 3, 0]
+    assert tree.total == 3.5
+
+
 def test_a_rest_that_rounding_has_made_too_large_stays_among_the_drawn():
     class Last:
         def random(self, count):
@@ -85,7 +99,8 @@ def test_leaves_alone_decide_a_tree():
         worn.set(rng.permutation(16)[:5], rng.random(5))
     fresh.set(np.arange(16), worn[np.arange(16)])
     assert worn.total == fresh.total
-    assert (worn._nodes == fresh._nodes).all()
+    draws = [tree.draw(np.random.default_rng(1), 1000) for tree in (worn, fresh)]
+    assert (draws[0] == draws[1]).all()
 
 
 def test_the_oldest_games_give_way():
@@ -142,6 +157,12 @@ def test_draws_follow_the_priorities_exactly():
         np.testing.assert_allclose(sample.weights[its], weights / weights.max(), rtol=1e-6)
 
 
+def test_games_without_any_error_are_still_drawn():
+    replay = replay_of([2, 2, 2], alpha=1.0)
+    prioritise(replay, {0: (0.0, 0.0), 1: (0.0, 0.0), 2: (0.0, 0.0)})
+    assert set(drawn(replay, 8).numbers) == {0, 1, 2}
+
+
 def test_a_new_game_has_the_highest_priority_so_far():
     replay = replay_of([2, 2], alpha=1.0)
     prioritise(replay, {0: (5.0, 5.0), 1: (1.0, 1.0)})
@@ -185,8 +206,7 @@ def test_a_folder_gives_the_same_ring_back(tmp_path, saves):
         sample = drawn(replay)
         replay.update(sample, np.arange(1.0, 5.0), np.arange(4.0))
         state = replay.save(tmp_path)
-    again = Replay(ReplayConfig(capacity=7, alpha=0.9))
-    again.load(tmp_path, state)
+    again = loaded(tmp_path, state, capacity=7, alpha=0.9)
     equal_rings(again, replay)
     for one in (again, replay):
         one.add(made_up(3, 99))
@@ -196,28 +216,35 @@ def test_a_folder_gives_the_same_ring_back(tmp_path, saves):
 def test_a_run_killed_after_saving_games_but_before_its_state_goes_on(tmp_path):
     replay = replay_of([2, 3] * 4, capacity=6)
     state = replay.save(tmp_path)
-    expected = drawn(replay, 6)
     for number in range(8, 20):  # the whole ring is new
         replay.add(made_up(2, number))
     replay.save(tmp_path)
-    again = Replay(ReplayConfig(capacity=6))
-    again.load(tmp_path, state)
-    assert drawn(again, 6).numbers.tolist() == expected.numbers.tolist()
-    for number in range(8, 13):  # other games than those of the killed run
-        again.add(made_up(3, number + 100))
-    state = again.save(tmp_path)
-    last = Replay(ReplayConfig(capacity=6))
-    last.load(tmp_path, state)
-    equal_rings(last, again)
+    again = loaded(tmp_path, state, capacity=6)
+    equal_rings(again, replay_of([2, 3] * 4, capacity=6))
+    for end in (13, 22):
+        while again.added < end:  # other games than those of the killed run
+            again.add(made_up(3, again.added + 100))
+        newer = again.save(tmp_path)
+        equal_rings(loaded(tmp_path, newer, capacity=6), again)
+
+
+def test_a_run_may_be_killed_again_before_its_state_is_safe(tmp_path):
+    replay = replay_of([2, 3] * 4, capacity=6)
+    state = replay.save(tmp_path)
+    for players in (2, 3):
+        killed = loaded(tmp_path, state, capacity=6)
+        equal_rings(killed, replay)
+        for number in range(8, 13):
+            killed.add(made_up(players, number))
+        killed.save(tmp_path)
+    equal_rings(loaded(tmp_path, state, capacity=6), replay)
 
 
 def test_half_a_file_of_a_killed_run_is_not_read(tmp_path):
     replay = replay_of([2, 3, 2])
     state = replay.save(tmp_path)
     (tmp_path / f".{os.getpid()}-games-000000003-000000005.npz").write_bytes(b"PK")
-    again = Replay(ReplayConfig(capacity=8))
-    again.load(tmp_path, state)
-    equal_rings(again, replay)
+    equal_rings(loaded(tmp_path, state), replay)
 
 
 def test_files_that_have_left_the_ring_are_removed(tmp_path):
@@ -241,7 +268,7 @@ def test_saving_twice_writes_nothing_new(tmp_path):
 def test_another_capacity_raises(tmp_path):
     state = replay_of([2] * 6, capacity=4).save(tmp_path)
     with pytest.raises(ValueError, match="held 4 of 6 games, but one with capacity=5 holds 5"):
-        Replay(ReplayConfig(capacity=5)).load(tmp_path, state)
+        loaded(tmp_path, state, capacity=5)
 
 
 def test_a_folder_that_lacks_games_raises(tmp_path):
@@ -251,4 +278,4 @@ def test_a_folder_that_lacks_games_raises(tmp_path):
     state = replay.save(tmp_path)
     next(tmp_path.glob("games-*2-*3.npz")).unlink()
     with pytest.raises(ValueError, match=r"expected the games up to 2 .* but 2 is missing"):
-        Replay(ReplayConfig(capacity=8)).load(tmp_path, state)
+        loaded(tmp_path, state)
