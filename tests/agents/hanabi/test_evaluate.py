@@ -28,7 +28,7 @@ from fox.agents.hanabi.table import play_games
 pytestmark = pytest.mark.usefixtures("engine")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Two runs that differ in their seeds, and one that knows two players only."""
     folder = tmp_path_factory.mktemp("runs")
@@ -38,7 +38,7 @@ def runs(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def evaluated(runs, tmp_path_factory):
     """The folder of an evaluation of these runs."""
     pytest.importorskip("matplotlib")
@@ -162,9 +162,10 @@ def test_the_json_tells_what_the_numbers_need_beside_them(evaluated, runs):
         assert len(told[name]) == rows
 
 
-def test_tables_in_the_terminal_mark_what_was_never_trained(evaluated, runs, capsys):
+def test_tables_in_the_terminal_mark_what_was_never_trained(runs, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
     main(["evaluate", str(runs / "two"), "--games", "4", "--partners", "[]", "--players", "[2, 3]",
-          "--output", str(evaluated)])  # fmt: skip
+          "--output", str(tmp_path)])  # fmt: skip
     told = capsys.readouterr().out
     lines = [line.split() for line in told.splitlines()]
     assert ["2", "two"] in [line[:2] for line in lines]
@@ -260,15 +261,16 @@ def test_a_stopped_evaluation_goes_on_and_plays_nothing_twice(runs, tmp_path, pl
 def test_what_has_changed_is_played_anew(tmp_path, played):
     folder = tmp_path / "run"
 
-    def scores(seed=0, decks=2, game="2c2r"):
-        save_run(folder, seed)
+    def scores(run_seed=0, decks=2, game="2c2r", seed=0, **network):
+        save_run(folder, run_seed, **network)
         (agent,) = read_learnt([folder])
         before = len(played)
-        Pairings(game, decks, 0, tmp_path / "games").scores(agent, agent, 2)
+        Pairings(game, decks, seed, tmp_path / "games").scores(agent, agent, 2)
         return len(played) - before
 
     assert (scores(), scores()) == (1, 0)
-    assert [scores(seed=1), scores(decks=3), scores(game="2c3r")] == [1, 1, 1]
+    assert [scores(run_seed=1), scores(decks=3), scores(game="2c3r")] == [1, 1, 1]
+    assert [scores(seed=1), scores(centre=True)] == [1, 1]
     assert scores() == 0
 
 

@@ -30,7 +30,7 @@ SCORED = re.compile(
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def run(tmp_path_factory):
     return save_run(tmp_path_factory.mktemp("runs") / "mini", 0)
 
