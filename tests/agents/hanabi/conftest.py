@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parent))  # deals, grammar, oracle, samples, worlds
+HERE = Path(__file__).parent
+sys.path += [str(HERE), str(HERE.parent)]  # child processes import from there, too
 
 
 @pytest.fixture(scope="session")

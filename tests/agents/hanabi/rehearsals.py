@@ -71,13 +71,3 @@ class Fated:
 def unready():
     """Nobody: it cannot be made."""
     raise FileNotFoundError("no such checkpoint")
-
-
-def assert_same(ours, theirs):
-    """Games in common are equal in all that they hold; `ours` and `theirs` by number."""
-    common = ours.keys() & theirs.keys()
-    assert len(common) >= 12
-    for number in common:
-        assert ours[number].rules == theirs[number].rules
-        for name, value in vars(ours[number]).items():
-            np.testing.assert_array_equal(getattr(theirs[number], name), value, err_msg=name)

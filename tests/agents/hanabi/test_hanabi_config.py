@@ -51,6 +51,11 @@ def test_actors_say_what_they_expect(name):
         ActorsConfig(**{name: 0})
 
 
+def test_actors_of_a_kind_that_is_not_there_are_refused():
+    with pytest.raises(ValueError, match=r"actors.kind must be one of .*, but got 'threads'"):
+        ActorsConfig(kind="threads")
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -60,6 +65,7 @@ def test_actors_say_what_they_expect(name):
         ("report_games", 0, "run.report_games must be at least 1"),
         ("evaluation_games", 1, "run.evaluation_games must be at least 2"),
         ("checkpoint_seconds", -1.0, "run.checkpoint_seconds must be at least 0"),
+        ("warmup_games", 0, "run.warmup_games must be at least 1"),
         ("warmup_games", 50_000, "run.warmup_games must be fewer than run.games = 50000"),
         ("replay_ratio", 0.0, "run.replay_ratio must be above 0"),
         ("seed", SEEDS, "run.seed must be below 2,000,000,000, but got 2000000000"),

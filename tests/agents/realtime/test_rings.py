@@ -1,7 +1,6 @@
 """Rings and mailboxes: nothing is torn, and nobody waits."""
 
 import importlib
-import multiprocessing
 import sys
 from copy import copy
 from pathlib import Path
@@ -13,23 +12,15 @@ from fox.agents.realtime.processes import PRELOAD
 from fox.agents.realtime.rings import Mailboxes, ObservationRing, Overwritten
 from fox.agents.realtime.ticks import token_dtype
 
-sys.path.append(str(Path(__file__).parent))  # child processes import it from there, too
+HERE = Path(__file__).parent
+sys.path += [str(HERE), str(HERE.parent)]  # child processes import from there, too
 echo = importlib.import_module("echo_workers")
-FORKSERVER = multiprocessing.get_context("forkserver")
-FORKSERVER.set_forkserver_preload(PRELOAD)
+hammers = importlib.import_module("hammers")
+hammers.FORKSERVER.set_forkserver_preload(PRELOAD)
 
 
 def ring_of(d=2, history=1, shared=False):
     return ObservationRing(echo.TOKEN, d, history, shared)
-
-
-def in_child(function, *arguments):
-    """Starts function(*arguments, pipe) in a process; the process and our end of the pipe."""
-    ours, theirs = multiprocessing.Pipe()
-    process = FORKSERVER.Process(target=function, args=(*arguments, theirs), daemon=True)
-    process.start()
-    theirs.close()
-    return process, ours
 
 
 @pytest.mark.parametrize(
@@ -125,7 +116,7 @@ def test_a_token_that_is_overwritten_while_it_is_read_is_refused():
 def test_no_reader_sees_a_torn_token_while_a_writer_hammers():
     token = np.zeros((), token_dtype(np.zeros(100_000, np.float32)))
     ring = ObservationRing(token.dtype, d=1, history=0, shared=True)
-    readers = [in_child(echo.hammer_ring, ring, 1.0) for _ in range(2)]
+    readers = [hammers.in_child(echo.hammer_ring, ring, 1.0) for _ in range(2)]
     k = 0
     while not all(pipe.poll() for _, pipe in readers):
         for _ in range(10):
@@ -161,4 +152,4 @@ def test_a_result_of_another_shape_is_refused():
 
 def test_an_unshared_ring_does_not_go_to_a_child_where_it_would_be_a_copy():
     with pytest.raises(ValueError, match="shared=True"):
-        in_child(echo.hammer_ring, ring_of(shared=False), 0.0)
+        hammers.in_child(echo.hammer_ring, ring_of(shared=False), 0.0)
