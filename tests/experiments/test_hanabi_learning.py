@@ -72,6 +72,7 @@ def test_the_table_marks_what_was_never_seen(learning):
 
 
 def test_pictures_are_drawn(learning, tmp_path):
+    pytest.importorskip("matplotlib")
     learning.draw(tmp_path / "learning.png", runs_of(learning, (1.0, 2.0, 3.0)))
     rows = [{"games": n, **{f"{key}_2p": n / 9 for key in ("keep", "test")}} for n in (1, 2)]
     full = [{"kind": kind, "curve": rows} for kind in ("one", "other")]

@@ -4,22 +4,18 @@ import warnings
 
 import numpy as np
 import pytest
-from samples import NAMED, ODD, name
+from samples import ALL, name
 
 from fox.agents.hanabi.game import Game
 from fox.agents.hanabi.rules import Card
 
-
-@pytest.fixture(scope="module")
-def other():
-    """The other engine, or a skip."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # it leaves a file open
-        return pytest.importorskip(
-            "hanabi_learning_environment.pyhanabi",
-            reason="needs g++, cmake and CMAKE_POLICY_VERSION_MINIMUM=3.5 pip install "
-            "hanabi-learning-environment",
-        )
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", ResourceWarning)  # it leaves a file open
+    other = pytest.importorskip(
+        "hanabi_learning_environment.pyhanabi",
+        reason="needs g++, cmake and CMAKE_POLICY_VERSION_MINIMUM=3.5 pip install "
+        "hanabi-learning-environment",
+    )
 
 
 def spread(knowledge, rules):
@@ -84,7 +80,7 @@ def our_account(game):
     return account
 
 
-def their_game(other, rules, seed, careful):
+def their_game(rules, seed, careful):
     """The deck, the moves, and an account of every turn, of a game that they deal."""
     game = other.HanabiGame(
         {
@@ -131,10 +127,10 @@ def their_game(other, rules, seed, careful):
 
 @pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("careful", [True, False], ids=["careful", "random"])
-@pytest.mark.parametrize("rules", NAMED + ODD, ids=name)
-def test_another_engine_gives_the_same_account_of_every_turn(other, rules, careful):
+@pytest.mark.parametrize("rules", ALL, ids=name)
+def test_another_engine_gives_the_same_account_of_every_turn(rules, careful):
     for seed in range(1 if rules.deck_size > 30 else 5):
-        deck, actions, accounts = their_game(other, rules, seed, careful)
+        deck, actions, accounts = their_game(rules, seed, careful)
         game = Game(rules, deck)
         assert our_account(game) == accounts[0]
         for action, account in zip(actions, accounts[1:], strict=True):

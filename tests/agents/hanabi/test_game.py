@@ -5,22 +5,17 @@ from itertools import product
 
 import numpy as np
 import pytest
+from deals import cards
 from oracle import Oracle
 from samples import ALL, NAMED, choose, name, played, shuffled
+from worlds import told
 
 from fox.agents.hanabi import game as module
 from fox.agents.hanabi.game import Game
 from fox.agents.hanabi.rules import Card, Move, Rules
 
 TWO = Rules.of("2c2r", 2)  # red1 x3, red2, yellow1 x3, yellow2; three clues, one life
-DECK = [Card(*card) for card in [(0, 1), (0, 2), (1, 1), (1, 2), (0, 1), (1, 1), (0, 1), (1, 1)]]
-
-
-def absolute(move, seat, rules):
-    """A move as the oracle names it."""
-    if move.kind in ("play", "discard"):
-        return move.kind, move.place
-    return move.kind, (seat + move.place) % rules.players, move.value
+DECK = cards("R1 R2 Y1 Y2 R1 Y1 R1 Y1")
 
 
 def differences(game, oracle):
@@ -28,7 +23,7 @@ def differences(game, oracle):
     ours = {
         "over": game.over,
         "mover": game.mover,
-        "moves": {absolute(game.rules.moves[at], game.mover, game.rules) for at in game.legal},
+        "moves": {told(oracle, game.rules.moves[at]) for at in game.legal},
         "fireworks": game.fireworks,
         "lives": game.lives,
         "turns left": game.turns_left,
@@ -89,7 +84,7 @@ def test_every_turn_of_a_random_game_agrees_with_plain_rules(rules, careful):
         while not game.over:
             action = choose(game, generator, careful)
             seat, move, points = game.mover, rules.moves[action], game.strict_score
-            seen = oracle.play(absolute(move, seat, rules))
+            seen = oracle.play(told(oracle, move))
             reward = game.play(action)
             assert not differences(game, oracle)
             assert game.events[-1] == (game.turn - 1, seat, move, *seen)

@@ -60,12 +60,6 @@ def test_a_deck_that_is_played_twice_is_still_one_observation():
     assert Scores.mean([once, other]).strict.tolist() == [3, 2]
 
 
-def test_differences_on_the_same_decks_are_less_uncertain_than_either():
-    decks = np.random.default_rng(0).normal(size=50)
-    assert estimate(decks + 1).error > 0.1
-    assert estimate((decks + 1) - decks).error == pytest.approx(0, abs=1e-12)
-
-
 def test_a_summary_has_mean_error_and_interval_of_everything():
     row = summary([game(4, 4, 1, 8), game(0, 2, 0, 4)])
     assert (row["decks"], row["strict"], row["keep"], row["turns"]) == (2, 2, 3, 6)

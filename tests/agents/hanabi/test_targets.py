@@ -44,11 +44,6 @@ def test_two_players_own_turns_are_two_turns_apart():
     assert y_t.tolist() == [[1 + 64 / 4, 1 + 128 / 4, 2 + 256 / 4, 0 + 2, 4.0]]
 
 
-def test_three_players_own_turns_are_three_turns_apart():
-    y_t = n_step_target(R_T, V_T, 1 * 3, 0.5)
-    assert y_t.tolist() == [[1.5 + 128 / 8, 1 + 256 / 8, 2 + 1, 2.0, 4.0]]
-
-
 @pytest.mark.parametrize("players", [2, 3, 4, 5])
 @pytest.mark.parametrize("n", [1, 2, 3])
 @pytest.mark.parametrize("turns", [1, 2, 3, 7, 12])

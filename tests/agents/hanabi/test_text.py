@@ -6,12 +6,13 @@ from itertools import product
 
 import numpy as np
 import pytest
+from deals import after
 from grammar import PATTERNS, Reader, content
 from samples import ALL, NAMED, name, played
 
 from fox.agents.hanabi import text
 from fox.agents.hanabi.game import Game
-from fox.agents.hanabi.rules import Card, Move, Rules
+from fox.agents.hanabi.rules import Move, Rules
 from fox.agents.hanabi.text import (
     FIELDS,
     VOCABULARY,
@@ -206,14 +207,7 @@ def test_every_word_of_a_hint_has_the_offset_of_its_partner(move):
 
 
 TWO = Rules.of("2c2r", 2)
-DECK = [Card(*card) for card in [(0, 1), (1, 2), (0, 2), (1, 1), (0, 1), (1, 1), (0, 1), (1, 1)]]
-
-
-def after(rules, deck, *moves):
-    game = Game(rules, deck)
-    for move in moves:
-        game.play(rules.action_ids[Move(*move)])
-    return game
+DECK = "R1 Y2 R2 Y1 R1 Y1 R1 Y1"
 
 
 @pytest.mark.usefixtures("engine")
