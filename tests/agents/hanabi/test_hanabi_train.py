@@ -17,7 +17,8 @@ env: {game: 2c2r, players: [2, 3]}
 network: {hidden_size: 8}
 learner: {batch_games: 4}
 actors: {games: 8}
-run: {folder: run, games: 48, warmup_games: 8, report_games: 16, test_games: 2, evaluation_games: 4}
+run: {folder: run, games: 48, warmup_games: 8, replay_ratio: 2, report_games: 16, test_games: 2,
+      evaluation_games: 4}
 """
 TRAIN = ["train", "--config", "tiny.yaml"]
 PRESETS = sorted(Path(module.__file__).parent.glob("configs/*.yaml"))
@@ -36,7 +37,7 @@ def test_a_run_prints_its_rows_and_scores_and_leaves_a_picture(folder, capsys):
     main(TRAIN)
     first, *lines = capsys.readouterr().out.splitlines()
     assert first.startswith("2c2r with 2, 3 players, ")
-    assert first.endswith(" weights, 48 games, 22 updates, all in run")
+    assert first.endswith(" weights, 48 games, 20 updates, all in run")
     rows, scores = read_table(Path("run/metrics.csv")), read_json(Path("run/evaluation.json"))
     for line, row in zip(lines, rows, strict=False):
         tests = "  ".join(f"{P}p {row[f'test_{P}p']:.2f}" for P in (2, 3))
