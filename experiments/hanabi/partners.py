@@ -102,7 +102,9 @@ def scores(game: str, P: int, decks: int, seats: Sequence[str]) -> Scores:
 
 def self_play(decks: Mapping[str, int]) -> list[Row]:
     """A row for every agent, game and number of players."""
-    cells = [(game, P, name) for game in EXPECTED for P in Rules.counts(game) for name in AGENTS]
+    cells = [
+        (game, P, name) for game in EXPECTED for P in Rules.player_counts(game) for name in AGENTS
+    ]
     rows = []
     for game, P, name in track(cells, "self-play"):
         started = time.process_time()

@@ -3,7 +3,6 @@
 Legend: N weights.
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import partial
@@ -23,10 +22,10 @@ class Actors(Protocol):
     """Plays waves of games; the weights and the number of a wave decide its games everywhere.
 
     Attributes:
-        counters: "waves" that were taken, and workers "lost", whose waves others have played.
+        lost: workers that have ended, whose waves others have played.
     """
 
-    counters: Counter[str]
+    lost: int
 
     def publish(self, flat: np.ndarray, version: int) -> None:
         """Every wave that begins from now on is played with these weights.
@@ -60,11 +59,12 @@ class InlineActors:
         first_wave: where to begin.
 
     Attributes:
-        counters: as Actors has them.
+        lost: 0.
     """
 
+    lost = 0
+
     def __init__(self, factory: TroupeFactory, first_wave: int) -> None:
-        self.counters = Counter(waves=0, lost=0)
         self._troupe, self._next = factory(), first_wave
         self._weights: tuple[np.ndarray, int] | None = None
 
@@ -77,7 +77,6 @@ class InlineActors:
         assert self._weights is not None, "publish weights before the first wave"
         episodes = self._troupe.play(*self._weights, self._next)
         self._next += 1
-        self.counters["waves"] += 1
         return episodes
 
     def close(self) -> None:

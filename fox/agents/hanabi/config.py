@@ -50,7 +50,7 @@ class ActorsConfig:
         kind: "inline" plays between updates, in the learner's process, and repeats exactly;
             "process" beside it; "ray" on as many machines as Ray has.
         workers: of "process" and "ray".
-        games: of a wave, which one worker plays in lock step with one version of the weights.
+        wave_games: of a wave, which one worker plays in lock step with one version of the weights.
         ahead: waves that each worker may have played, or be due to play, before the learner takes
             them; the more, the older the weights behind a game.
 
@@ -60,12 +60,12 @@ class ActorsConfig:
 
     kind: ActorsKind = "inline"
     workers: int = 1
-    games: int = 48
+    wave_games: int = 48
     ahead: int = 2
 
     def __post_init__(self) -> None:
         one_of("actors", self, kind=get_args(ActorsKind))
-        at_least("actors", self, workers=1, games=1, ahead=1)
+        at_least("actors", self, workers=1, wave_games=1, ahead=1)
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class RunConfig:
             network=self.network,
             rules=self.env.rules,
             seed=self.run.seed,
-            games=self.actors.games,
+            wave_games=self.actors.wave_games,
             exploration=self.exploration,
         )
 

@@ -82,7 +82,7 @@ def evaluate(
     learnt = read_learnt([Path(run) for run in as_list(runs)])
     if game is None:
         game = _game_of(learnt)
-    counts = Rules.counts(game) if players is None else tuple(sorted(set(players)))
+    counts = Rules.player_counts(game) if players is None else tuple(sorted(set(players)))
     if not counts:
         raise ValueError(f"expected one or more numbers of players, but got {players}")
     rules = {f"{P}p": Rules.of(game, P).as_dict() for P in counts}

@@ -204,7 +204,7 @@ def action_values(net: HanabiNet, batch: Batch) -> list[Tensor]:
     The network encodes its own moves: those of another would not fit its states.
     """
     x = net.encode(batch.texts)
-    h = net.remember(x[batch.own])
+    h = net.memory(x[batch.own])
     o = x + h.flatten(0, 1)[batch.place]
     e = net.encode(batch.moves)
-    return [net.values(o[group.rows], e[group.moves], group.legal_t) for group in batch.groups]
+    return [net.head(o[group.rows], e[group.moves], group.legal_t) for group in batch.groups]

@@ -37,15 +37,29 @@ class Memory(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """(S, L, d) -> (S, L, d)."""
+        """(S, L, d) -> (S, L, d): what each seat remembers at each of its own turns.
+
+        Args:
+            x: from the beginning of a game; padding to the right.
+        """
 
     @abstractmethod
     def start(self, rows: int, max_turns: int) -> Any:
-        """The state before any turn."""
+        """The state before any turn, for `step`.
+
+        Args:
+            rows: seats.
+            max_turns: the most own turns that one of them may have.
+        """
 
     @abstractmethod
     def step(self, state: Any, x: Tensor) -> tuple[Tensor, Any]:
-        """(S, d) -> (S, d), and the state after this turn; the state before is used up."""
+        """(S, d) -> (S, d), and the state after this turn; inside torch.no_grad() alone.
+
+        Args:
+            state: from start or the step before; it is used up.
+            x: of the next own turn of each row.
+        """
 
     @abstractmethod
     def select(self, state: Any, rows: Sequence[int]) -> Any:

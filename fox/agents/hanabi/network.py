@@ -6,7 +6,7 @@ moves.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -75,7 +75,7 @@ class NetworkConfig:
 class HanabiNet(nn.Module):
     """Values of moves, both told in words: the same weights for every number of players.
 
-    x_t = encode(view at one's own turn t), h_t = remember(x_0, ..., x_t), o_t = x_t + h_t,
+    x_t = encode(view at one's own turn t), h_t = memory(x_0, ..., x_t), o_t = x_t + h_t,
     e = encode(move), Q(o_t, e) = V(o_t) + A(o_t, e).
 
     Args:
@@ -83,11 +83,13 @@ class HanabiNet(nn.Module):
 
     Attributes:
         config: as given.
+        memory: from encoded views to what is remembered, whole or turn by turn.
+        head: from x + h and encoded moves to the values of all moves.
 
     Example:
         >>> x = net.encode(collate(views, places))
-        >>> o = x + net.remember(x[None])[0]  # the own turns of one seat in one game
-        >>> Q = net.values(o, net.encode(action_texts(rules.moves)))
+        >>> o = x + net.memory(x[None])[0]  # the own turns of one seat in one game
+        >>> Q = net.head(o, net.encode(action_texts(rules.moves)))
 
     Source: the idea of texts for both, A Generalist Hanabi Agent, ICLR 2025.
     """
@@ -126,43 +128,6 @@ class HanabiNet(nn.Module):
         # What the blocks make of the sum of all clauses, which they read last, is the text's
         # vector. From its last clause or word alone, learning takes several times as long.
         return self.reader(read.then(clauses.sums()))
-
-    def remember(self, x: Tensor) -> Tensor:
-        """(S, L, d) -> (S, L, d): what a seat remembers at each of its turns; padding to the right.
-
-        Args:
-            x: (S, L, d), from encode, of a seat's own turns from the beginning of a game.
-        """
-        return self.memory(x)
-
-    def values(self, o: Tensor, e: Tensor, legal: Tensor | None = None) -> Tensor:
-        """Q of every move in every state, (R, A).
-
-        Args:
-            o: (R, d), x + h.
-            e: (A, d), encoded moves.
-            legal: (R, A) bool, which the mean of a centred head needs.
-        """
-        return self.head(o, e, legal)
-
-    def new_memory(self, rows: int, max_turns: int) -> Any:
-        """What seats remember at the beginning of games, for `step`.
-
-        Args:
-            rows: seats.
-            max_turns: the most own turns that one of them may have.
-        """
-        return self.memory.start(rows, max_turns)
-
-    @torch.no_grad()
-    def step(self, state: Any, x: Tensor) -> tuple[Tensor, Any]:
-        """(S, d) -> (S, d), and the next state: what `remember` gives, turn by turn.
-
-        Args:
-            state: from new_memory or the step before; it is used up.
-            x: (S, d), of the next own turn of each row.
-        """
-        return self.memory.step(state, x)
 
     def _start_from(self, folder: Path, words: WordVectors) -> None:
         """The language model reads as it did: fields and offsets begin at 0."""
@@ -213,8 +178,14 @@ class DuelingHead(nn.Module):
         self.advantage = nn.Linear(d, 1, bias=False)
         self.value = nn.Sequential(nn.Linear(d, d), nn.SiLU(), nn.Linear(d, 1))
 
-    def forward(self, o: Tensor, e: Tensor, legal: Tensor | None) -> Tensor:
-        """(R, d), (A, d), (R, A) bool -> (R, A)."""
+    def forward(self, o: Tensor, e: Tensor, legal: Tensor | None = None) -> Tensor:
+        """Q of every move in every state, (R, A).
+
+        Args:
+            o: (R, d), x + h.
+            e: (A, d), encoded moves.
+            legal: (R, A) bool, which the mean of a centred head needs.
+        """
         # W (s * u) = (W diag(u)) s: a matrix for each move, side by side in one product, takes two
         # thirds of the time of the products s * u of all states and moves.
         moves = self.mixed.weight * self.action(e).unsqueeze(1)  # (A, d, d)

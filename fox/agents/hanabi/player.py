@@ -59,7 +59,7 @@ class NetworkSeat:
         self.net, self.rules = net, rules
         self.ids: list[np.ndarray] = []
         self._moves = net.encode(action_texts(rules.moves))  # (A, d)
-        self._memory = net.new_memory(games, -(-rules.max_turns // rules.players))
+        self._memory = net.memory.start(games, -(-rules.max_turns // rules.players))
         self._games = list(range(games))  # of each row of the memory
 
     def act(self, turns: Sequence[Turn]) -> list[int]:
@@ -79,7 +79,7 @@ class NetworkSeat:
         x = self.net.encode(collate(self.ids, places))
         o = x + self._remember([turn.game for turn in turns], x)
         legal = torch.from_numpy(self._legal(turns)).to(o.device)
-        return self.net.values(o, self._moves, legal).cpu().numpy()
+        return self.net.head(o, self._moves, legal).cpu().numpy()
 
     def _remember(self, games: Sequence[int], x: torch.Tensor) -> torch.Tensor:
         """(n, d) -> (n, d): one turn of each game; the others are over."""
@@ -91,7 +91,7 @@ class NetworkSeat:
             self._games, rows = list(games), list(range(len(games)))
         everyone = x.new_zeros(len(self._games), x.shape[1])
         everyone[rows] = x
-        h, self._memory = self.net.step(self._memory, everyone)
+        h, self._memory = self.net.memory.step(self._memory, everyone)
         return h[rows]
 
     def _legal(self, turns: Sequence[Turn]) -> np.ndarray:

@@ -51,7 +51,7 @@ class ProcessActors:
         ahead: waves that each may have in hand; see Agenda.
 
     Attributes:
-        counters: as Actors has them.
+        lost: as Actors has it.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class ProcessActors:
     ) -> None:
         self._factory, self._workers = factory, workers
         self._agenda = Agenda(first_wave, ahead)
-        self.counters = self._agenda.counters
+        self.lost = 0
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOAD)
         self._weights: WeightBuffers | None = None
@@ -136,6 +136,7 @@ class ProcessActors:
         code = _bury(child)
         del self._children[child.worker]
         self._weights.release(child.worker)
+        self.lost += 1
         self._agenda.lose(child.worker, f"the process ended with exit code {code}")
         self._start(child.worker)
 

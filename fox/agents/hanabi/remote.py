@@ -35,7 +35,7 @@ class RayActors:
         ahead: waves that each may have in hand; see Agenda.
 
     Attributes:
-        counters: as Actors has them.
+        lost: as Actors has it.
 
     Raises:
         ModuleNotFoundError: Ray is not installed.
@@ -47,7 +47,7 @@ class RayActors:
         self._ray = import_ray()
         self._factory, self._workers = factory, workers
         self._agenda = Agenda(first_wave, ahead)
-        self.counters = self._agenda.counters
+        self.lost = 0
         self._weights: tuple[ObjectRef, int] | None = None
         self._actors: dict[int, Any] = {}
         self._calls: dict[ObjectRef, tuple[int, int]] = {}  # worker, wave
@@ -106,6 +106,7 @@ class RayActors:
             episodes = pickle.loads(self._ray.get(call))
         except self._ray.exceptions.RayActorError as error:
             del self._actors[worker]
+            self.lost += 1
             self._calls = {call: of for call, of in self._calls.items() if of[0] != worker}
             self._agenda.lose(worker, str(error))
             self._start(worker)

@@ -109,7 +109,7 @@ class Rules:
         return cls(players, colours, ranks, hands[players], clues, lives)
 
     @classmethod
-    def counts(cls, game: str) -> tuple[int, ...]:
+    def player_counts(cls, game: str) -> tuple[int, ...]:
         """The numbers of players that a named game is for."""
         if game not in _GAMES:
             raise ValueError(f"expected a game among {', '.join(_GAMES)}, but got {game!r}")

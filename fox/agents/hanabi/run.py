@@ -24,7 +24,7 @@ from fox.agents.hanabi.network import HanabiNet, blank_net
 from fox.agents.hanabi.player import NetworkPlayer
 from fox.agents.hanabi.replay import Replay
 from fox.agents.hanabi.rules import Rules
-from fox.agents.hanabi.scores import summary
+from fox.agents.hanabi.scores import Scores
 from fox.agents.hanabi.table import play_games
 from fox.agents.metrics import table
 from fox.agents.signals import Stopped
@@ -226,13 +226,13 @@ class _Run:
         wanted = {"version": self.learner.version, "games": config.run.evaluation_games}
         if not path.is_file() or not wanted.items() <= read_json(path).items():
             scores = {}
-            for players in Rules.counts(config.env.game):
+            for players in Rules.player_counts(config.env.game):
                 if asked():
                     raise Stopped("stopped in the evaluation")
                 rules = Rules.of(config.env.game, players)
                 games = play_greedily(self.net, rules, config.run.evaluation_games, EVALUATION)
                 trained = players in config.env.players
-                scores[f"{players}p"] = {"trained": trained, **summary(games)}
+                scores[f"{players}p"] = {"trained": trained, **Scores.of(games).summary()}
             times = {"seconds": self.progress.seconds, "cpu_seconds": self.progress.cpu_seconds}
             write_json(path, {**wanted, **times, "scores": scores})
         return read_json(path)
@@ -243,7 +243,7 @@ class _Run:
         episodes = actors.wave()
         for episode in episodes:
             self.replay.add(episode)
-        progress.add(episodes, config.actors.games)
+        progress.add(episodes, config.actors.wave_games)
         due = config.updates_after(min(progress.games, config.run.games))  # a wave may go beyond
         if learner.version < due:
             while learner.version < due:
@@ -262,7 +262,7 @@ class _Run:
             "games_per_second": (progress.games - progress.row_games) / max(seconds, 1e-9),
             "random_rate": progress.random / progress.moves,
             "sampled_per_game": progress.sampled / progress.games,
-            "lost_workers": actors.counters["lost"],
+            "lost_workers": actors.lost,
             **self.metrics,
         }
         for rules in config.env.rules:

@@ -113,8 +113,3 @@ def estimate_columns(name: str, found: Estimate) -> dict[str, float]:
     """An estimate as columns of a table: NAME, NAME_error, NAME_low, NAME_high."""
     ends = ("", "_error", "_low", "_high")
     return {f"{name}{end}": value for end, value in zip(ends, found, strict=True)}
-
-
-def summary(games: Sequence[Game]) -> dict[str, Any]:
-    """What finished games were worth, as Scores.summary has it."""
-    return Scores.of(games).summary()

@@ -51,14 +51,14 @@ class Plan:
         network: who plays.
         rules: of waves 0, 1, ..., and around again.
         seed: of decks and exploration.
-        games: E of a wave.
+        wave_games: E of a wave.
         exploration: random moves.
     """
 
     network: NetworkConfig
     rules: tuple[Rules, ...]
     seed: int
-    games: int
+    wave_games: int
     exploration: ExplorationConfig
 
 
@@ -80,8 +80,10 @@ class SelfPlay:
         plan = self.plan
         load_flat(self.net, flat)
         rules = plan.rules[wave % len(plan.rules)]
-        numbers = range(wave * plan.games, (wave + 1) * plan.games)
-        player = _Explorer(NetworkPlayer(self.net, "self"), plan.exploration.epsilons(plan.games))
+        numbers = range(wave * plan.wave_games, (wave + 1) * plan.wave_games)
+        player = _Explorer(
+            NetworkPlayer(self.net, "self"), plan.exploration.epsilons(plan.wave_games)
+        )
         seeds = [(plan.seed, number) for number in numbers]
         games = play_games(rules, seeds, [player] * rules.players)
         return [

@@ -46,13 +46,9 @@ class Agenda:
     Args:
         first_wave: where to begin.
         ahead: as above, at least 1.
-
-    Attributes:
-        counters: "waves" that were taken, and workers "lost".
     """
 
     def __init__(self, first_wave: int, ahead: int) -> None:
-        self.counters = Counter(waves=0, lost=0)
         self._numbers = count(first_wave)
         self._ahead = ahead
         self._again: list[int] = []  # a heap
@@ -79,7 +75,6 @@ class Agenda:
         """A wave that has come, and its worker, which is due another; None if there is none."""
         if not self._come:
             return None
-        self.counters["waves"] += 1
         return self._come.popleft()
 
     def lose(self, worker: int, reason: str) -> None:
@@ -88,7 +83,6 @@ class Agenda:
         Raises:
             RuntimeError: it was the third to die of one wave.
         """
-        self.counters["lost"] += 1
         waves = self._to_play.pop(worker, [])
         for wave in waves:
             heapq.heappush(self._again, wave)

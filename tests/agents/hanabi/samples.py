@@ -5,7 +5,7 @@ import numpy as np
 from fox.agents.hanabi.game import Game
 from fox.agents.hanabi.rules import GAMES, Rules
 
-NAMED = [Rules.of(game, players) for game in GAMES for players in Rules.counts(game)]
+NAMED = [Rules.of(game, players) for game in GAMES for players in Rules.player_counts(game)]
 ODD = [
     Rules(players=2, colours=1, ranks=1, hand_size=1, clues=1, lives=1),
     Rules(players=5, colours=5, ranks=1, hand_size=3, clues=2, lives=2),  # the deal takes all

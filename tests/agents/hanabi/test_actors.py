@@ -89,7 +89,7 @@ def test_every_wave_comes_once_with_the_weights_that_are_the_newest_when_it_begi
         of = [version for version, by in zip(versions, processes, strict=True) if by == process]
         assert of == sorted(of), "versions go back"
     assert (os.getpid() in processes) == (kind == "inline")
-    assert actors.counters == {"waves": 30, "lost": 0}
+    assert actors.lost == 0
 
 
 def test_a_killed_worker_is_replaced_and_no_wave_is_lost_or_doubled(opened):
@@ -99,8 +99,8 @@ def test_a_killed_worker_is_replaced_and_no_wave_is_lost_or_doubled(opened):
     while not set(range(16)) <= set(numbers):  # one may be late, for it has to begin again
         assert time.monotonic() < until, numbers
         numbers += take(actors, 1)[0]
-    assert len(set(numbers)) == len(numbers) == actors.counters["waves"]
-    assert actors.counters["lost"] == 2
+    assert len(set(numbers)) == len(numbers)
+    assert actors.lost == 2
     actors.publish(weights_of(2), 2)
     assert 2 in take(actors, 1 + 2 * AHEAD)[1]
 
@@ -112,7 +112,7 @@ def test_a_worker_that_is_killed_while_it_tells_is_replaced(opened, tmp_path):
     time.sleep(0.2)  # a wave is more than a pipe takes, and nobody reads
     actors._children[0].process.kill()
     assert take(actors, 3)[0] == [0, 1, 2]
-    assert actors.counters["lost"] == 1
+    assert actors.lost == 1
 
 
 def test_an_exception_in_a_worker_reaches_the_learner_with_its_traceback(opened):
@@ -129,7 +129,7 @@ def test_a_worker_that_cannot_be_made_is_an_error_and_not_a_loss(opened):
     actors.publish(weights_of(1), 1)
     with pytest.raises(RuntimeError, match=r"worker 0 raised(.|\n)*no such checkpoint"):
         actors.wave()
-    assert actors.counters["lost"] == 0
+    assert actors.lost == 0
 
 
 def test_a_wave_that_ends_every_worker_is_an_error(opened):
@@ -160,7 +160,7 @@ def test_weights_are_published_even_where_dead_workers_hold_the_copies(opened):
         actors.publish(weights_of(2 + worker), 2 + worker)
     actors.publish(weights_of(4), 4)
     assert 4 in take(actors, 1 + 2 * AHEAD)[1]
-    assert actors.counters["lost"] == 2
+    assert actors.lost == 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -185,7 +185,7 @@ def self_play(kind, waves):
     config = RunConfig(
         env=EnvConfig("2c2r", [2, 3]),
         network=NetworkConfig(hidden_size=16, num_heads=2),
-        actors=ActorsConfig(kind, games=6, workers=2, ahead=1),
+        actors=ActorsConfig(kind, wave_games=6, workers=2, ahead=1),
     )
     torch.manual_seed(0)
     flat = flattened(HanabiNet(config.network)).numpy()
@@ -239,7 +239,7 @@ if __name__ == "__main__":
                 time.sleep(0.01)
             print("both are in the midst of a wave", flush=True)
             actors.wave()
-        print("asked" if asked.is_set() else "not asked", dict(actors.counters))
+        print("asked" if asked.is_set() else "not asked", actors.lost)
     finally:
         actors.close()
 """
@@ -277,4 +277,4 @@ def test_no_process_and_no_memory_outlives_the_learner(way, tmp_path):
                 os.kill(left, signal.SIGKILL)
     assert errors == ""
     # Ctrl-C asks the learner alone: the wave is played to its end.
-    assert told == ("asked {'waves': 1, 'lost': 0}\n" if way == "Ctrl-C" else "")
+    assert told == ("asked 0\n" if way == "Ctrl-C" else "")

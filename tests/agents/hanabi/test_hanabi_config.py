@@ -45,7 +45,7 @@ def test_a_game_for_fewer_players_is_refused():
         EnvConfig("2c2r", [2, 5])
 
 
-@pytest.mark.parametrize("name", ["workers", "games", "ahead"])
+@pytest.mark.parametrize("name", ["workers", "wave_games", "ahead"])
 def test_actors_say_what_they_expect(name):
     with pytest.raises(ValueError, match=f"actors.{name} must be at least 1, but got 0"):
         ActorsConfig(**{name: 0})

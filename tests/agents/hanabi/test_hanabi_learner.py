@@ -65,7 +65,7 @@ def game_values(net, episode):
         places = [observation_places(rules, len(view), style) for view in own]
         x = net.encode(collate(own, places))
         legal = torch.from_numpy(episode.legal[t : t + 1])
-        rows.append(net.values(x[-1:] + net.remember(x[None])[0, -1:], e, legal)[0])
+        rows.append(net.head(x[-1:] + net.memory(x[None])[0, -1:], e, legal)[0])
     return torch.stack(rows)
 
 

@@ -43,7 +43,7 @@ def test_an_unknown_game_or_a_wrong_number_of_players_is_refused():
     with pytest.raises(ValueError, match="a game among full, 3c3r, 2c3r, 2c2r, but got '4c4r'"):
         Rules.of("4c4r", 2)
     with pytest.raises(ValueError, match="but got 'Full'"):
-        Rules.counts("Full")
+        Rules.player_counts("Full")
     for players in (0, 1, 5):
         with pytest.raises(ValueError, match=f"2c2r is for 2 to 4 players, not {players}"):
             Rules.of("2c2r", players)
@@ -66,7 +66,7 @@ def test_the_full_game_has_five_cards_in_small_rounds_and_four_in_large_ones():
     ],
 )
 def test_the_small_games_have_their_sizes(game, players, hand, clues, lives, deck, score):
-    assert Rules.counts(game) == players
+    assert Rules.player_counts(game) == players
     for count in players:
         rules = Rules.of(game, count)
         assert [rules.players, rules.hand_size] == [count, hand]

@@ -47,7 +47,7 @@ def small(folder, **run):
         network=NetworkConfig(hidden_size=8),
         learner=LearnerConfig(batch_games=4, target_every=5),
         replay=ReplayConfig(capacity=40, alpha=0.5),
-        actors=ActorsConfig(games=8),
+        actors=ActorsConfig(wave_games=8),
         run=RunSettings(**settings),
     )
 

@@ -16,7 +16,7 @@ CONFIG = """
 env: {game: 2c2r, players: [2, 3]}
 network: {hidden_size: 8}
 learner: {batch_games: 4}
-actors: {games: 8}
+actors: {wave_games: 8}
 run: {folder: run, games: 48, warmup_games: 8, replay_ratio: 2, report_games: 16, test_games: 2,
       evaluation_games: 4}
 """

@@ -165,19 +165,20 @@ def test_it_matters_which_partner_holds_what(unit):
 
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("memory", MEMORIES)
+@torch.no_grad()
 def test_step_by_step_a_seat_remembers_what_it_does_of_the_whole_game(memory, layers):
     net = make_net(memory=memory, memory_layers=layers)
     x = torch.randn(5, 9, 16)
     lengths = [9, 2, 5, 9, 4]
-    whole = net.remember(x)
-    state, rows = net.new_memory(5, max_turns=9), list(range(5))
+    whole = net.memory(x)
+    state, rows = net.memory.start(5, max_turns=9), list(range(5))
     for turn in range(9):
         going = [row for row in rows if lengths[row] > turn]
         if turn == 3:
             going.reverse()
         state = net.memory.select(state, [rows.index(row) for row in going])
         rows = going
-        h, state = net.step(state, x[rows, turn])
+        h, state = net.memory.step(state, x[rows, turn])
         torch.testing.assert_close(h, whole[rows, turn], rtol=1e-5, atol=1e-5)
 
 
@@ -187,25 +188,26 @@ def test_a_memory_knows_neither_later_turns_nor_other_seats(memory):
     x = torch.randn(3, 6, 16)
     changed = x.clone()
     changed[0, 4:], changed[1:] = 7.0, -7.0
-    torch.testing.assert_close(net.remember(changed)[0, :4], net.remember(x)[0, :4])
+    torch.testing.assert_close(net.memory(changed)[0, :4], net.memory(x)[0, :4])
     if memory != "none":
-        assert not torch.allclose(net.remember(changed)[0, 5], net.remember(x)[0, 5])
+        assert not torch.allclose(net.memory(changed)[0, 5], net.memory(x)[0, 5])
 
 
 def test_without_a_memory_nothing_is_remembered():
     net, x = make_net(memory="none"), torch.randn(3, 6, 16)
-    h, _ = net.step(net.new_memory(3, max_turns=6), x[:, 0])
-    assert not net.remember(x).any()
+    h, _ = net.memory.step(net.memory.start(3, max_turns=6), x[:, 0])
+    assert not net.memory(x).any()
     assert not h.any()
 
 
+@torch.no_grad()
 def test_a_new_memory_begins_anew():
     net = make_net()
     x, y = torch.randn(2, 2, 16)
-    _, state = net.step(net.new_memory(2, max_turns=3), x)
-    second, _ = net.step(state, y)
-    first, _ = net.step(net.new_memory(2, max_turns=3), y)
-    torch.testing.assert_close(first, net.remember(y[:, None])[:, 0])
+    _, state = net.memory.step(net.memory.start(2, max_turns=3), x)
+    second, _ = net.memory.step(state, y)
+    first, _ = net.memory.step(net.memory.start(2, max_turns=3), y)
+    torch.testing.assert_close(first, net.memory(y[:, None])[:, 0])
     assert not torch.allclose(second, first)
 
 
@@ -230,14 +232,14 @@ def test_centred_advantages_have_mean_zero_over_the_legal_moves():
     o, e = torch.randn(5, 16), torch.randn(4, 16)
     legal = torch.tensor([[True, False, True, True]] * 4 + [[False, True, False, False]])
     plain, centred = make_net(centre=False), make_net(centre=True)
-    Q = centred.values(o, e, legal)
+    Q = centred.head(o, e, legal)
     advantage = Q - centred.head.value(o)
     mean = (advantage * legal).sum(1) / legal.sum(1)
     torch.testing.assert_close(mean, torch.zeros(5), rtol=0, atol=1e-6)
-    shift = Q - plain.values(o, e, legal)  # the same of every move
+    shift = Q - plain.head(o, e, legal)  # the same of every move
     torch.testing.assert_close(shift, shift[:, :1].expand(5, 4))
     with pytest.raises(ValueError, match="depend on which are legal: pass legal"):
-        centred.values(o, e)
+        centred.head(o, e)
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
@@ -247,8 +249,8 @@ def test_a_gradient_reaches_every_parameter(unit, memory):
     rows, places = some_texts()
     x = net.encode(collate(rows, places))
     e = net.encode(action_texts(Rules.of("2c2r", 3).moves))
-    o = x + net.remember(x[None])[0]
-    net.values(o, e, torch.ones(len(x), len(e), dtype=torch.bool)).square().sum().backward()
+    o = x + net.memory(x[None])[0]
+    net.head(o, e, torch.ones(len(x), len(e), dtype=torch.bool)).square().sum().backward()
     still = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()]
     assert still == []
 

@@ -73,9 +73,9 @@ def test_each_seat_thinks_what_its_own_turns_of_its_own_game_tell_it(memory, cen
             ids = seat.ids[game]
             places = [observation_places(rules, len(row), style) for row in ids]
             x = net.encode(collate(ids, places))
-            o = x + net.remember(x[None])[0]
+            o = x + net.memory(x[None])[0]
             legal = torch.from_numpy(np.stack(seat.legal[game]))
-            expected = net.values(o, torch.cat(moves), legal).detach().numpy()
+            expected = net.head(o, torch.cat(moves), legal).detach().numpy()
             np.testing.assert_allclose(seat.values[game], expected, rtol=1e-4, atol=1e-5)
 
 

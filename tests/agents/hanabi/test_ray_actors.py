@@ -18,7 +18,7 @@ from fox.agents.hanabi.selfplay import ExplorationConfig, Plan, SelfPlay
 
 NETWORK = NetworkConfig(hidden_size=16, num_heads=2)
 RULES = (Rules.of("2c2r", 2), Rules.of("2c2r", 3))
-PLAN = Plan(NETWORK, RULES, seed=5, games=6, exploration=ExplorationConfig())
+PLAN = Plan(NETWORK, RULES, seed=5, wave_games=6, exploration=ExplorationConfig())
 AHEAD = 2
 DIES, RAISES = 6, 14  # waves
 
@@ -27,7 +27,7 @@ def take(actors, number):
     """The numbers of the waves that come next, and their versions."""
     waves = [actors.wave() for _ in range(number)]
     return (
-        [wave[0].number // PLAN.games for wave in waves],
+        [wave[0].number // PLAN.wave_games for wave in waves],
         [wave[0].version for wave in waves],
     )
 
@@ -59,7 +59,7 @@ def test_waves_come_once_as_played_in_line_with_the_newest_weights_until_one_rai
         numbers, versions = take(actors, 5)  # an actor dies of the first
         assert sorted(numbers) == [6, 7, 8, 9, 10]
         assert versions == [11] * 5
-        assert actors.counters == {"waves": 10, "lost": 1}
+        assert actors.lost == 1
 
         with pytest.raises(RuntimeError) as caught:
             take(actors, RAISES)

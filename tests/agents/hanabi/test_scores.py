@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fox.agents.hanabi.scores import Scores, estimate, estimate_columns, summary
+from fox.agents.hanabi.scores import Scores, estimate, estimate_columns
 
 
 def game(strict, keep, lives, turn):
@@ -61,7 +61,7 @@ def test_a_deck_that_is_played_twice_is_still_one_observation():
 
 
 def test_a_summary_has_mean_error_and_interval_of_everything():
-    row = summary([game(4, 4, 1, 8), game(0, 2, 0, 4)])
+    row = Scores.of([game(4, 4, 1, 8), game(0, 2, 0, 4)]).summary()
     assert (row["decks"], row["strict"], row["keep"], row["turns"]) == (2, 2, 3, 6)
     assert (row["perfect_rate"], row["bomb_rate"]) == (0.5, 0.5)
     assert row["strict_error"] == pytest.approx(2)

@@ -107,7 +107,7 @@ def test_lengths_follow_from_the_sizes_and_the_kinds_of_discards(rules):
 def test_lengths_of_the_named_games_are_those_of_the_specification():
     lengths = {"full": [47, 67, 76, 93], "2c2r": [29, 40, 51], "2c3r": [29, 40, 51, 62]}
     for game, numbers in (lengths | {"3c3r": [35, 49, 63, 77]}).items():
-        for players, length in zip(Rules.counts(game), numbers, strict=True):
+        for players, length in zip(Rules.player_counts(game), numbers, strict=True):
             fields = observation_places(Rules.of(game, players), length).field
             assert [FIELDS[field] for field in fields[-2:]] == ["discards", "end"]
 

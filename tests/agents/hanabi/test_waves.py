@@ -30,7 +30,6 @@ def test_what_a_lost_worker_had_is_handed_out_first_and_in_order():
     assert agenda.hand_out(0) == [4, 5]
     agenda.come(1, 2, [])
     assert [agenda.take(), agenda.take(), agenda.take()] == [(0, []), (1, []), None]
-    assert agenda.counters == {"waves": 2, "lost": 3}
 
 
 def test_a_wave_that_ends_one_worker_after_the_other_is_an_error():
@@ -51,4 +50,3 @@ def test_the_waves_behind_that_which_was_played_are_not_blamed():
     assert agenda.hand_out(0) == [0, 1]
     agenda.come(0, 0, [])
     agenda.lose(0, "killed")  # at wave 1, for the first time
-    assert agenda.counters["lost"] == LOSSES
