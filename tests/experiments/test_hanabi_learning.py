@@ -77,8 +77,14 @@ def test_pictures_are_drawn(learning, tmp_path):
     rows = [{"games": n, **{f"{key}_2p": n / 9 for key in ("keep", "test")}} for n in (1, 2)]
     full = [{"kind": kind, "curve": rows} for kind in ("one", "other")]
     module("full").draw(tmp_path / "full.png", full, [2])
+    runs = [
+        {"kind": kind, "curve": [{"games": n, "test_2p": n / 2} for n in (1, 2)]}
+        for kind in ("drawn", "pretrained")
+    ]
+    module("pretraining").draw(tmp_path / "pretraining.png", runs, [2])
     assert (tmp_path / "learning.png").stat().st_size > 10_000
     assert (tmp_path / "full.png").stat().st_size > 10_000
+    assert (tmp_path / "pretraining.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.py")), ids=lambda path: path.stem)
