@@ -126,7 +126,7 @@ class HanabiNet(nn.Module):
         clauses = self.clauses(texts)
         read = clauses if self.words is None else self.words(texts)
         # What the blocks make of the sum of all clauses, which they read last, is the text's
-        # vector. Read out at its last clause or word, one seed learnt several times slower (LOG.md).
+        # vector. From its last clause or word one seed learnt several times slower (LOG.md).
         return self.reader(read.then(clauses.sums()))
 
     def _start_from(self, folder: Path, words: WordVectors) -> None:
