@@ -137,6 +137,11 @@ class RunConfig:
                 f"a batch has games of each of the {len(self.env.players)} numbers of players, but "
                 f"learner.batch_games is {self.learner.batch_games}: raise it"
             )
+        if self.run.start is not None and self.network.pretrained is not None:
+            raise ValueError(
+                "run.start gives a run all of its weights, network.pretrained some: choose one, "
+                f"but got {self.run.start} and {self.network.pretrained}"
+            )
         if self.updates < 1:
             raise ValueError(
                 f"{self.run.games} games are too few for one update of "

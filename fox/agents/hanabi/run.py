@@ -74,8 +74,11 @@ def run_agent(config: RunConfig, tell: Tell, asked: Callable[[], bool]) -> dict[
     """
     torch.set_num_threads(1)  # a network of this size is too small to share
     folder = Path(config.run.folder)
+    # Where this run cannot begin, the folder is not taken for it.
+    going_on = _checkpoint(folder).is_file()
+    net = blank_net(config.network) if going_on else new_net(config)
     with claimed(folder, config.as_dict(), FREE):
-        run = _Run(config)
+        run = _Run(config, net)
         run.learn(tell, asked)
         return run.evaluated(asked)
 
@@ -164,10 +167,9 @@ class Progress:
 class _Run:
     """A run that is being learnt, restored from its folder."""
 
-    def __init__(self, config: RunConfig) -> None:
-        self.config, self.folder = config, Path(config.run.folder)
+    def __init__(self, config: RunConfig, net: HanabiNet) -> None:
+        self.config, self.folder, self.net = config, Path(config.run.folder), net
         path = _checkpoint(self.folder)
-        self.net = blank_net(config.network) if path.is_file() else new_net(config)
         self.replay = Replay(config.replay)
         self.learner = Learner(
             self.net, self.replay, config.learner, config.run.seed, config.updates

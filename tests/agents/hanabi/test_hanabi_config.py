@@ -8,7 +8,7 @@ import yaml
 
 from fox.agents.hanabi.config import SEEDS, ActorsConfig, EnvConfig, RunConfig, RunSettings
 from fox.agents.hanabi.learner import LearnerConfig
-from fox.agents.hanabi.network import HanabiNet
+from fox.agents.hanabi.network import HanabiNet, NetworkConfig
 
 PRESETS = sorted(Path(str(files("fox.agents.hanabi.configs"))).glob("*.yaml"))
 
@@ -82,6 +82,13 @@ def test_a_run_says_what_it_expects(name, value, message):
         (
             {"learner": LearnerConfig(batch_games=3)},
             "of the 4 numbers of players, but learner",
+        ),
+        (
+            {
+                "network": NetworkConfig(unit="token", pretrained="model"),
+                "run": RunSettings(start="runs/small"),
+            },
+            "all of its weights, .* but got runs/small and model",
         ),
         (
             {"run": RunSettings(games=160)},

@@ -203,6 +203,12 @@ def test_a_run_begins_with_the_weights_of_the_run_that_it_starts_from(whole):
         new_net(other)
 
 
+def test_a_folder_is_not_taken_for_a_run_that_cannot_begin(tmp_path):
+    with pytest.raises(ValueError, match=r"expected a run of fox-hanabi train in .*nowhere"):
+        learn(small(tmp_path / "run", start=str(tmp_path / "nowhere")))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_of_another_run_is_refused(whole):
     config = small(whole[0])
     with pytest.raises(ValueError, match=r"learner.gamma = 0.99, but got 0.5: choose another"):
